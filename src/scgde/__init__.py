@@ -1,0 +1,10 @@
+"""Populations of cells as the unit of analysis: Generative Distribution Embeddings on scvi-tools."""
+
+from importlib.metadata import version
+
+from . import datasets, ot, pl
+from .model import GDEModel
+
+__all__ = ["GDEModel", "datasets", "ot", "pl"]
+
+__version__ = version("scgde")

@@ -1,0 +1,366 @@
+"""Embeddings, distances and population tables of :class:`scgde.GDEModel`."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from anndata import AnnData
+
+from scgde import ot
+from scgde._constants import OWN_PREFIX, SCVI_PREFIX
+from scgde.data import CellTable, cell_table
+from scgde.data.cells import check_counts, subset_codes
+from scgde.data.populations import as_label
+from scgde.generation import find_labels
+from scgde.inference import Embedding, embed, encode_cells
+from scgde.observations import COUNT_LIKELIHOODS
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from scgde.module import GDEModule
+
+logger = logging.getLogger(__name__)
+
+
+class EmbeddingMixin:
+    """Everything that is read off cells and populations; getters write nothing."""
+
+    registry_: dict
+    module: GDEModule
+    adata: AnnData | None
+    gene_likelihood_: str
+    is_trained_: bool
+    train_indices_: np.ndarray
+    validation_indices_: np.ndarray
+    test_indices_: np.ndarray
+    reference_: np.ndarray
+    init_params_: dict
+
+    def _table(self, adata: AnnData | None = None) -> CellTable:
+        """Cells of an AnnData as the model reads them; of its own by default."""
+        if adata is None:
+            if self.adata is None:
+                message = "This model was loaded without its AnnData; pass adata=."
+                raise ValueError(message)
+            adata = self.adata
+        table = cell_table(adata, self.registry_)
+        if self.gene_likelihood_ in COUNT_LIKELIHOODS and adata is not self.adata:
+            check_counts(table.matrix, self.gene_likelihood_)
+        return table
+
+    def _require_trained(self) -> None:
+        if not self.is_trained_:
+            message = "The model is not trained; call train() first."
+            raise RuntimeError(message)
+
+    def _embed(
+        self, adata: AnnData | None, indices: Sequence[int] | None, batch_size: int | None
+    ) -> tuple[CellTable, np.ndarray, Embedding, torch.Tensor]:
+        self._require_trained()
+        table = self._table(adata)
+        rows, codes = subset_codes(table, None if indices is None else np.asarray(indices))
+        u, _ = encode_cells(self.module, table, rows, batch_size)
+        reference = torch.from_numpy(np.asarray(self.reference_))
+        self.module.eval()
+        return table, rows, embed(self.module.set_encoder, u, codes, table.labels, reference), u
+
+    def get_latent_representation(
+        self, adata: AnnData | None = None, *, indices: Sequence[int] | None = None, batch_size: int | None = None
+    ) -> np.ndarray:
+        """Latent ``u`` of cells (the posterior mean), ``(cells, n_latent)``.
+
+        Parameters
+        ----------
+        adata
+            Cells; the model's own by default. Genes are matched by name, and it need not be set up.
+        indices
+            Cells to use.
+        batch_size
+            Cells per pass.
+        """
+        self._require_trained()
+        table = self._table(adata)
+        rows = np.arange(table.n_cells) if indices is None else np.arange(table.n_cells)[np.asarray(indices)]
+        return encode_cells(self.module, table, rows, batch_size)[0].numpy()
+
+    def get_population_embedding(
+        self, adata: AnnData | None = None, *, indices: Sequence[int] | None = None, batch_size: int | None = None
+    ) -> pd.DataFrame:
+        """Embedding ``z`` of populations, populations x ``n_embedding``.
+
+        Populations never trained on are embedded as they are, without training. Those of at most 300 cells have the
+        bias that few cells give removed by the jackknife.
+
+        Parameters
+        ----------
+        adata
+            Cells; the model's own by default. Genes are matched by name, and it need not be set up.
+        indices
+            The cells that form the populations; all by default.
+        batch_size
+            Cells per pass.
+        """
+        _, _, embedding, _ = self._embed(adata, indices, batch_size)
+        return _frame(embedding.z, embedding.labels)
+
+    def get_population_standard_error(
+        self, adata: AnnData | None = None, *, indices: Sequence[int] | None = None, batch_size: int | None = None
+    ) -> pd.DataFrame:
+        """Standard error of each coordinate of the embeddings, given the numbers of cells; NaN for one cell.
+
+        By the infinitesimal jackknife, and by delete-one values for at most 300 cells. A 95 % interval is the embedding
+        plus or minus the t quantile with n - 1 degrees of freedom times the standard error.
+
+        Parameters
+        ----------
+        adata, indices, batch_size
+            See :meth:`get_population_embedding`.
+        """
+        _, _, embedding, _ = self._embed(adata, indices, batch_size)
+        return _frame(embedding.standard_error, embedding.labels)
+
+    def get_cell_embedding(
+        self, adata: AnnData | None = None, *, indices: Sequence[int] | None = None, batch_size: int | None = None
+    ) -> np.ndarray:
+        """Per-cell vectors, ``(cells, n_embedding)``, whose mean over a population's cells is its embedding.
+
+        A cell's vector is its population's embedding plus the cell's influence on it. Cells in no population get the
+        influence of adding them to a fixed sample of training cells, so that every row is finite.
+
+        Parameters
+        ----------
+        adata, indices, batch_size
+            See :meth:`get_population_embedding`.
+        """
+        return self._embed(adata, indices, batch_size)[2].cells
+
+    def get_population_distances(
+        self,
+        adata: AnnData | None = None,
+        *,
+        populations: Sequence[Any] | None = None,
+        metric: Literal["latent", "wasserstein"] = "latent",
+        return_std: bool = False,
+        indices: Sequence[int] | None = None,
+        batch_size: int | None = None,
+    ) -> pd.DataFrame | tuple[pd.DataFrame, pd.DataFrame]:
+        """Distances between populations, in units of ``u``.
+
+        Parameters
+        ----------
+        adata, indices, batch_size
+            See :meth:`get_population_embedding`.
+        populations
+            Labels to compare; all by default.
+        metric
+            ``"latent"``: Euclidean distance between embeddings. ``"wasserstein"``: exact 2-Wasserstein distance between
+            the cells' ``u``, for comparison; its cost grows with the cube of the number of cells and is logged first.
+        return_std
+            Return standard errors of the distances as well (first-order propagation of the embeddings' covariances;
+            too large for distances near zero). For ``metric="latent"`` only.
+        """
+        if metric not in ("latent", "wasserstein"):
+            message = f"metric={metric!r} must be 'latent' or 'wasserstein'."
+            raise ValueError(message)
+        if return_std and metric != "latent":
+            message = "return_std=True is available for metric='latent' only."
+            raise ValueError(message)
+        _, _, embedding, u = self._embed(adata, indices, batch_size)
+        chosen = np.arange(len(embedding.labels))
+        if populations is not None:
+            wanted = [populations] if isinstance(populations, str) else populations
+            chosen = find_labels([as_label(p) for p in wanted], embedding.labels)
+        labels = [embedding.labels[k] for k in chosen]
+        index = pd.Index(labels, name="population")
+        if metric == "wasserstein":
+            position = np.full(len(embedding.labels) + 1, -1)
+            position[chosen] = np.arange(len(chosen))
+            segment = position[embedding.codes]
+            seconds = ot.estimate_cost(embedding.n_cells[chosen], n_features=u.shape[1])
+            logger.info(f"Exact Wasserstein distances of {len(chosen)} populations: about {seconds:.0f} s.")
+            distances = ot.pairwise_distances(u.numpy(), segment, n_segments=len(chosen), metric="exact")
+            return pd.DataFrame(distances, index=index, columns=index)
+        z = embedding.z[chosen].astype(np.float64)
+        distances = _euclidean(z)
+        frame = pd.DataFrame(distances, index=index, columns=index)
+        if not return_std:
+            return frame
+        std = pd.DataFrame(_distance_errors(embedding, chosen, distances), index=index, columns=index)
+        return frame, std
+
+    def get_population_adata(
+        self, adata: AnnData | None = None, *, indices: Sequence[int] | None = None, batch_size: int | None = None
+    ) -> AnnData:
+        """Populations as observations, ready for ``sc.pp.neighbors(pop, use_rep="X_gde")``.
+
+        Parameters
+        ----------
+        adata, indices, batch_size
+            See :meth:`get_population_embedding`.
+
+        Returns
+        -------
+        AnnData with one row for each population:
+
+        ``X`` and ``obsm["X_gde"]``
+            Embeddings.
+        ``layers["standard_error"]``
+            Their standard errors.
+        ``obs``
+            ``gde_n_cells``; ``gde_split`` (``train``, ``validation`` or ``test`` by the part that most cells of a
+            population of the model's own AnnData are in, with cells split inside populations all being ``train``;
+            ``query`` for other AnnData); the columns of a crossed key; every column that is constant in each population.
+        ``obsp["gde_distances"]``
+            Euclidean distances between embeddings.
+        ``uns["gde"]``
+            ``params``.
+        """
+        table, rows, embedding, _ = self._embed(adata, indices, batch_size)
+        obs = _constant_columns(table.obs.iloc[rows], embedding.codes, len(embedding.labels), self._population_keys())
+        obs.index = pd.Index(embedding.labels, dtype=str)
+        for name, values in (
+            ("n_cells", embedding.n_cells),
+            ("split", self._population_split(adata, rows, embedding)),
+        ):
+            if f"{OWN_PREFIX}{name}" in obs:
+                message = f"obs has a column {OWN_PREFIX}{name!r}, a name that scgde gives to its own; rename it."
+                raise ValueError(message)
+            obs[f"{OWN_PREFIX}{name}"] = values
+        obs[f"{OWN_PREFIX}split"] = obs[f"{OWN_PREFIX}split"].astype("category")
+        population = AnnData(X=embedding.z.copy(), obs=obs, var=pd.DataFrame(index=_names(embedding.z.shape[1])))
+        population.obsm["X_gde"] = embedding.z.copy()
+        population.layers["standard_error"] = embedding.standard_error
+        population.obsp["gde_distances"] = _euclidean(embedding.z.astype(np.float64)).astype(np.float32)
+        population.uns["gde"] = {"params": self._parameters()}
+        return population
+
+    def embed_populations(self, adata: AnnData | None = None, key_added: str = "gde") -> None:
+        """Write embeddings to an AnnData; the only method that writes.
+
+        Parameters
+        ----------
+        adata
+            AnnData to embed and write to; the model's own by default.
+        key_added
+            Name in all keys.
+
+        Returns
+        -------
+        None. Sets, for ``key_added="gde"``, overwriting only these:
+
+        ``obsm["X_gde"]``
+            Per-cell vectors; see :meth:`get_cell_embedding`.
+        ``obsm["X_gde_population"]``
+            Each cell's population's embedding; NaN for cells in none.
+        ``uns["gde"]``
+            ``populations`` and ``standard_error`` (populations x n_embedding), ``n_cells`` (in the order of
+            ``populations``) and ``params``.
+        """
+        target = self.adata if adata is None else adata
+        if target is not None and target.is_view:
+            message = "adata is a view; results would be written to a copy. Copy it first: `adata = adata.copy()`."
+            raise ValueError(message)
+        _, _, embedding, _ = self._embed(adata, None, None)
+        assert target is not None
+        loose = embedding.codes < 0
+        if loose.any():
+            logger.info(f"{loose.sum()} of {len(loose)} cells are in no population: NaN in X_{key_added}_population.")
+        broadcast = np.where(loose[:, None], np.nan, embedding.z[embedding.codes]).astype(np.float32)
+        target.obsm[f"X_{key_added}"] = embedding.cells
+        target.obsm[f"X_{key_added}_population"] = broadcast
+        target.uns[key_added] = {
+            "populations": _frame(embedding.z, embedding.labels),
+            "standard_error": _frame(embedding.standard_error, embedding.labels),
+            "n_cells": embedding.n_cells,
+            "params": self._parameters(),
+        }
+
+    def _population_keys(self) -> list[str]:
+        return list(self.registry_["field_registries"]["population"]["state_registry"]["keys"])
+
+    def _parameters(self) -> dict[str, Any]:
+        """Settings as strings and numbers; ``scale`` is the length in the data of one unit of a continuous ``u``."""
+        from scgde import __version__
+
+        scale = getattr(self.module.observation, "scale", None)
+        settings = {k: v for k, v in self.init_params_["non_kwargs"].items() if v is not None}
+        return {
+            **settings,
+            "gene_likelihood": self.gene_likelihood_,
+            "population_key": self._population_keys(),
+            "scale": 1.0 if scale is None else float(scale),
+            "version": __version__,
+        }
+
+    def _population_split(self, adata: AnnData | None, rows: np.ndarray, embedding: Embedding) -> list[str]:
+        if adata is not None and adata is not self.adata:
+            return ["query"] * len(embedding.labels)
+        part = np.full(len(self.adata) if self.adata is not None else 0, 3)
+        for i, name in enumerate(("train_indices_", "validation_indices_", "test_indices_")):
+            part[getattr(self, name)] = i
+        counts = np.zeros((len(embedding.labels), 4), dtype=int)
+        assigned = embedding.codes >= 0
+        np.add.at(counts, (embedding.codes[assigned], part[rows][assigned]), 1)
+        # a population with any training cell was trained on
+        first = np.where(counts[:, 0] > 0, 0, counts.argmax(1))
+        return [("train", "validation", "test", "query")[i] for i in first]
+
+
+def _names(width: int) -> list[str]:
+    return [f"GDE_{i}" for i in range(width)]
+
+
+def _frame(values: np.ndarray, labels: list[str]) -> pd.DataFrame:
+    return pd.DataFrame(values, index=pd.Index(labels, name="population", dtype=str), columns=_names(values.shape[1]))
+
+
+def _euclidean(z: np.ndarray) -> np.ndarray:
+    from scipy.spatial.distance import pdist, squareform
+
+    return squareform(pdist(z))
+
+
+def _distance_errors(embedding: Embedding, chosen: np.ndarray, distances: np.ndarray) -> np.ndarray:
+    """Standard errors of distances: the covariance of each embedding along the line between two of them."""
+    width = embedding.z.shape[1]
+    cov = np.full((len(chosen), width, width), np.nan)
+    for i, k in enumerate(chosen):
+        vectors = embedding.cells[embedding.codes == k].astype(np.float64)
+        n = len(vectors)
+        if n > 1:
+            centred = vectors - vectors.mean(0)
+            cov[i] = centred.T @ centred / (n * (n - 1))
+    z = embedding.z[chosen].astype(np.float64)
+    errors = np.zeros_like(distances)
+    for i in range(len(chosen)):
+        line = z - z[i]
+        length = np.maximum(distances[i], 1e-12)[:, None]
+        along = np.einsum("jd,jde,je->j", line / length, cov + cov[i], line / length)
+        errors[i] = np.sqrt(along)
+    np.fill_diagonal(errors, 0.0)
+    return errors
+
+
+def _constant_columns(obs: pd.DataFrame, codes: np.ndarray, n: int, keys: list[str]) -> pd.DataFrame:
+    """One row for each population with the columns that are constant in all of them."""
+    assigned = codes >= 0
+    obs, codes = obs.iloc[assigned], codes[assigned]
+    first = np.full(n, -1)
+    first[codes[::-1]] = np.arange(len(codes))[::-1]
+    columns = {}
+    for name in obs.columns:
+        if str(name).startswith(SCVI_PREFIX):
+            continue
+        values = obs[name]
+        numbers = pd.factorize(values)[0]  # missing values are one value of their own, -1
+        if name in keys or (numbers == numbers[first][codes]).all():
+            column = values.iloc[first].reset_index(drop=True)
+            if isinstance(column.dtype, pd.CategoricalDtype):
+                column = column.cat.remove_unused_categories()
+            columns[name] = column
+    return pd.DataFrame(columns, index=range(n))

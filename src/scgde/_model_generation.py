@@ -1,0 +1,380 @@
+"""Cells generated or decoded by :class:`scgde.GDEModel`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+import torch
+from anndata import AnnData
+from scvi import settings
+
+from scgde._constants import LABEL_SEPARATOR, OWN_PREFIX
+from scgde.data.cells import UNSEEN_BATCH
+from scgde.data.populations import as_label, column_labels
+from scgde.generation import CellContexts, find_labels, generate, make_context
+from scgde.inference import embed, encode_cells
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from scgde.data import CellTable, PopulationDataModule
+    from scgde.module import GDEModule
+
+MAX_REFERENCE = 5000
+"""Cells of the reference sample for cells in no population."""
+
+
+class GenerationMixin:
+    """Sampling of populations and decoding of cells."""
+
+    registry_: dict
+    module: GDEModule
+    adata: AnnData | None
+    seed_: int
+    populations_: dict
+    contexts_: dict
+    reference_: np.ndarray
+
+    # stand-ins for the methods of the model that this part calls
+    def _require_trained(self) -> None: ...
+
+    if TYPE_CHECKING:
+
+        def _table(self, adata: AnnData | None = None) -> CellTable: ...
+        def _population_keys(self) -> list[str]: ...
+        def get_var_names(self) -> Any: ...
+
+    def _remember_populations(self, data: PopulationDataModule) -> None:
+        """Keep embeddings and contexts of all populations, so that the model generates without its AnnData."""
+        table = data.table
+        rng = np.random.default_rng([self.seed_, 2])
+        u, _ = encode_cells(self.module, table, np.arange(table.n_cells))
+        assigned = data.train_idx[table.codes[data.train_idx] >= 0]
+        chosen = rng.choice(assigned, min(MAX_REFERENCE, len(assigned)), replace=False)
+        self.reference_ = u[torch.from_numpy(np.sort(chosen))].numpy()
+        embedding = embed(self.module.set_encoder, u, table.codes, table.labels, None)
+        codes = [table.labels.index(label) for label in embedding.labels]
+        gain = float(getattr(self.module.observation, "size_factor_gain", 1.0))
+        contexts = CellContexts.from_table(table, np.arange(table.n_cells), codes, gain, rng)
+        self.contexts_ = contexts.to_dict()
+        keys = self._population_keys()
+        first = {code: i for i, code in reversed(list(enumerate(table.codes)))}
+        parts = pd.DataFrame({k: column_labels(table.obs[k]) for k in keys}).iloc[[first[c] for c in codes]]
+        self.populations_ = {
+            "labels": embedding.labels,
+            "z": embedding.z,
+            "n_cells": embedding.n_cells,
+            "parts": parts.to_numpy(dtype=object),
+        }
+
+    def sample(
+        self,
+        populations: Any,
+        n_cells: int = 100,
+        *,
+        batch: str | None = None,
+        covariates: Mapping[str, Any] | None = None,
+        library_size: float | None = None,
+        seed: int | None = None,
+    ) -> AnnData:
+        """Generate new cells of populations.
+
+        Parameters
+        ----------
+        populations
+            Labels (a tuple of parts for a crossed key), or a DataFrame of embeddings, one population for each row.
+        n_cells
+            Cells for each population.
+        batch
+            Batch to decode under. By default each population's own mix of batches.
+        covariates
+            Values of covariates to decode under, by column. By default the population's own.
+        library_size
+            Expected total count of every cell. By default drawn from the population's own library sizes. For
+            embeddings, "own" means those of the nearest training population.
+        seed
+            Seed of the draw; ``scvi.settings.seed`` by default, else fresh.
+
+        Returns
+        -------
+        AnnData of integer counts (of floats for continuous rows), ``n_cells`` for each population in order, with
+        ``obs["gde_population"]``, ``obs["gde_library_size"]`` and the columns of the population key, batch and
+        covariates, so that it can be embedded like any other.
+
+        Raises
+        ------
+        KeyError
+            If a population, batch or category is unknown.
+        """
+        self._require_trained()
+        if not isinstance(n_cells, int | np.integer) or n_cells < 1:
+            message = f"n_cells={n_cells!r} must be a positive integer: the number of cells for each population."
+            raise ValueError(message)
+        labels, z, nearest = self._resolve(populations)
+        rng, generator = self._randomness(seed)
+        contexts = CellContexts.from_dict(self.contexts_)
+        rows = contexts.draw(np.repeat(nearest, n_cells), rng)
+        library = contexts.library[rows].copy()
+        if library_size is not None:
+            if not np.isscalar(library_size) or not float(library_size) > 0:  # type: ignore[arg-type]
+                message = (
+                    f"library_size={library_size!r} must be a positive number: the expected total count of a cell."
+                )
+                raise ValueError(message)
+            library[:] = float(library_size)
+        batch_codes = contexts.batch[rows]
+        if batch is not None:
+            batch_codes = np.full(len(rows), self._batch_code(batch))
+        categorical, continuous = contexts.categorical[rows].copy(), contexts.continuous[rows].copy()
+        for key, value in (covariates or {}).items():
+            self._set_covariate(key, value, categorical, continuous)
+        x = generate(self.module, np.repeat(z, n_cells, 0), library, batch_codes, categorical, continuous, generator)
+        obs = self._sample_obs(labels, n_cells, batch_codes, categorical, continuous)
+        obs[f"{OWN_PREFIX}library_size"] = library
+        is_count = self.module.observation.is_count
+        names = pd.Index(np.asarray(self._variables(), dtype=object).astype(str))
+        cells = AnnData(X=sp.csr_matrix(x) if is_count else x, obs=obs, var=pd.DataFrame(index=names))
+        args = self.registry_["setup_args"]
+        if args["layer"] is not None:
+            cells.layers[args["layer"]] = cells.X.copy()
+        if args["obsm_key"] is not None:
+            cells.obsm[args["obsm_key"]] = x.copy()
+        return cells
+
+    def _variables(self) -> Any:
+        """Names of the model's columns: genes, or columns of the obsm array."""
+        return self.registry_["field_registries"]["X"]["state_registry"]["column_names"]
+
+    def _resolve(self, populations: Any) -> tuple[list[str], np.ndarray, np.ndarray]:
+        """Labels, embeddings and the training population that lends its contexts, for each asked population."""
+        known, known_z = list(self.populations_["labels"]), np.asarray(self.populations_["z"])
+        if isinstance(populations, pd.DataFrame):
+            z = populations.to_numpy(dtype=np.float32)
+            if z.ndim != 2 or z.shape[1] != known_z.shape[1]:
+                message = f"populations: embeddings have {z.shape[1]} columns and the model's have {known_z.shape[1]}."
+                raise ValueError(message)
+            if len(z) == 0 or not np.isfinite(z).all():
+                message = "populations: embeddings are empty or hold NaN or infinite values."
+                raise ValueError(message)
+            nearest = np.array([int(np.square(known_z - row).sum(1).argmin()) for row in z])
+            return [as_label(i) for i in populations.index], z, nearest
+        if isinstance(populations, str | tuple) or np.isscalar(populations):
+            populations = [populations]
+        labels = [as_label(p) for p in populations]
+        if not labels:
+            message = "populations is empty; give at least one label."
+            raise ValueError(message)
+        found = find_labels(labels, known)
+        return labels, known_z[found], found
+
+    def _randomness(self, seed: int | None) -> tuple[np.random.Generator, torch.Generator]:
+        seed = settings.seed if seed is None else seed
+        sequence = np.random.SeedSequence(seed)
+        state = int(sequence.generate_state(1, np.uint64)[0] >> 1)
+        return np.random.default_rng(sequence), torch.Generator(device=self.module.device).manual_seed(state)
+
+    def _mapping(self, field: str, key: str) -> list[str]:
+        state = self.registry_["field_registries"][field]["state_registry"]
+        mapping = state["categorical_mapping"] if field == "batch" else state["mappings"][key]
+        return [as_label(m) for m in mapping]
+
+    def _batch_code(self, batch: Any) -> int:
+        key = self.registry_["setup_args"]["batch_key"]
+        if key is None:
+            message = f"batch={batch!r}: the model was set up without batch_key."
+            raise ValueError(message)
+        return int(find_labels([as_label(batch)], self._mapping("batch", key), "batch")[0])
+
+    def _set_covariate(self, key: str, value: Any, categorical: np.ndarray, continuous: np.ndarray) -> None:
+        args = self.registry_["setup_args"]
+        names, numbers = args["categorical_covariate_keys"] or [], args["continuous_covariate_keys"] or []
+        if key in names:
+            codes = find_labels([as_label(value)], self._mapping("extra_categorical_covs", key), f"covariates[{key!r}]")
+            categorical[:, names.index(key)] = codes[0]
+        elif key in numbers:
+            continuous[:, numbers.index(key)] = float(value)
+        else:
+            message = f"covariates: {key!r} is not a covariate of the model; there are {[*names, *numbers]}."
+            raise KeyError(message)
+
+    def _sample_obs(
+        self, labels: list[str], n_cells: int, batch: np.ndarray, categorical: np.ndarray, continuous: np.ndarray
+    ) -> pd.DataFrame:
+        index = pd.Index([f"{OWN_PREFIX}{i}" for i in range(len(labels) * n_cells)])
+        obs = pd.DataFrame({f"{OWN_PREFIX}population": pd.Categorical(np.repeat(labels, n_cells))}, index=index)
+        keys = self._population_keys()
+        known = dict(zip(self.populations_["labels"], np.asarray(self.populations_["parts"]), strict=True))
+        for i, key in enumerate(keys):
+            parts = [known[label][i] if label in known else _part(label, i, len(keys)) for label in labels]
+            obs[key] = pd.Categorical(np.repeat(np.array(parts, dtype=object), n_cells))
+        args = self.registry_["setup_args"]
+        if args["batch_key"] is not None:
+            values = np.array(self._mapping("batch", args["batch_key"]), dtype=object)[batch]
+            obs[args["batch_key"]] = pd.Categorical(values)
+        for i, key in enumerate(args["categorical_covariate_keys"] or []):
+            mapping = np.array(self._mapping("extra_categorical_covs", key), dtype=object)
+            obs[key] = pd.Categorical(mapping[categorical[:, i]])
+        for i, key in enumerate(args["continuous_covariate_keys"] or []):
+            obs[key] = continuous[:, i]
+        if args["size_factor_key"] is not None:
+            obs[args["size_factor_key"]] = np.nan
+        return obs
+
+    @torch.no_grad()
+    def _decoded(
+        self,
+        adata: AnnData | None,
+        indices: Sequence[int] | None,
+        batch: Any,
+        gene_list: Sequence[str] | None,
+        batch_size: int | None,
+        generator: torch.Generator | None,
+    ):
+        """Decode cells in blocks: yields the block's law, its genes and its library sizes."""
+        self._require_trained()
+        table = self._table(adata)
+        rows = np.arange(table.n_cells) if indices is None else np.arange(table.n_cells)[np.asarray(indices)]
+        codes = table.batch[rows] if batch is None else np.full(len(rows), self._batch_code(batch))
+        if (codes == UNSEEN_BATCH).any():
+            known = self._mapping("batch", self.registry_["setup_args"]["batch_key"])
+            message = (
+                f"{(codes == UNSEEN_BATCH).sum()} cells are in batches the model was not trained with, under which it "
+                f"cannot decode. Pass transform_batch= (batch=) one of {known[:5]}."
+            )
+            raise ValueError(message)
+        names = pd.Index(np.asarray(self._variables(), dtype=object).astype(str))
+        genes = np.arange(len(names)) if gene_list is None else find_labels(gene_list, list(names), "gene_list")
+        observation, step = self.module.observation, batch_size or 1024
+        self.module.eval()
+        for start in range(0, len(rows), step):
+            part = slice(start, start + step)
+            x = torch.from_numpy(table.rows(rows[part])).to(self.module.device)
+            mean, sd = observation.encode(x)
+            if generator is not None:
+                mean = mean + sd * torch.randn(mean.shape, generator=generator, device=mean.device)
+            library = observation.library(x)[:, 0].cpu().numpy()
+            if table.size_factor is not None:
+                library = table.size_factor[rows[part]] * float(observation.size_factor_gain)
+            context = make_context(
+                library, codes[part], table.categorical[rows[part]], table.continuous[rows[part]], x.device
+            )
+            yield observation.decode(mean, context), genes, library
+
+    def get_normalized_expression(
+        self,
+        adata: AnnData | None = None,
+        indices: Sequence[int] | None = None,
+        transform_batch: Any = None,
+        gene_list: Sequence[str] | None = None,
+        library_size: float | str = 1,
+        n_samples: int = 1,
+        batch_size: int | None = None,
+        return_mean: bool = True,
+        return_numpy: bool = False,
+        seed: int | None = None,
+    ) -> np.ndarray | pd.DataFrame:
+        """Expected expression of cells, decoded from their latents; signature of scvi-tools.
+
+        Parameters
+        ----------
+        adata, indices
+            Cells; the model's own by default.
+        transform_batch
+            Batch to decode under; each cell's own by default.
+        gene_list
+            Genes to return.
+        library_size
+            Total to scale each cell's expression to (over all genes), or ``"latent"`` for the cell's own.
+        n_samples
+            Draws of the latent; one means the posterior mean.
+        batch_size
+            Cells per pass.
+        return_mean
+            Average over draws.
+        return_numpy
+            Return an array in place of a DataFrame (always so for several draws that are not averaged).
+        seed
+            Seed of the draws.
+
+        Returns
+        -------
+        ``(cells, genes)``, or ``(n_samples, cells, genes)`` for several draws that are not averaged.
+        """
+        if library_size != "latent" and not (np.isscalar(library_size) and float(library_size) > 0):
+            message = f"library_size={library_size!r} must be a positive number or 'latent'."
+            raise ValueError(message)
+        if n_samples < 1:
+            message = f"n_samples={n_samples!r} must be a positive integer."
+            raise ValueError(message)
+        generator = self._randomness(seed)[1] if n_samples > 1 else None
+        observation, draws = self.module.observation, []
+        genes = np.empty(0, dtype=np.int64)
+        for _ in range(n_samples):
+            blocks = []
+            for law, genes, library in self._decoded(adata, indices, transform_batch, gene_list, batch_size, generator):
+                values = observation.profile(law)[:, genes].cpu().numpy()
+                if observation.is_count:
+                    values = values * (library[:, None] if library_size == "latent" else float(library_size))
+                blocks.append(values)
+            draws.append(np.concatenate(blocks))
+        if n_samples > 1 and not return_mean:
+            return np.stack(draws)
+        mean = np.mean(draws, axis=0)
+        if return_numpy:
+            return mean
+        source = self.adata if adata is None else adata
+        assert source is not None
+        cells = source.obs_names if indices is None else source.obs_names[np.asarray(indices)]
+        return pd.DataFrame(mean, index=cells, columns=np.asarray(self._variables())[genes])
+
+    def posterior_predictive_sample(
+        self,
+        adata: AnnData | None = None,
+        indices: Sequence[int] | None = None,
+        n_samples: int = 1,
+        gene_list: Sequence[str] | None = None,
+        batch_size: int | None = None,
+        *,
+        batch: Any = None,
+        seed: int | None = None,
+    ):
+        """Draw rows from the model given each cell's own row; signature of scvi-tools.
+
+        Parameters
+        ----------
+        adata, indices, gene_list, batch_size
+            See :meth:`get_normalized_expression`.
+        n_samples
+            Draws for each cell.
+        batch
+            Batch to decode under; each cell's own by default.
+        seed
+            Seed of the draws.
+
+        Returns
+        -------
+        Sparse (GCXS) array, ``(cells, genes)`` for one draw, else ``(cells, genes, n_samples)``.
+        """
+        from sparse import GCXS
+
+        if n_samples < 1:
+            message = f"n_samples={n_samples!r} must be a positive integer."
+            raise ValueError(message)
+        _, generator = self._randomness(seed)
+        draws = []
+        for _ in range(n_samples):
+            blocks = [
+                self.module.observation.draw(law, generator)[:, genes].cpu().numpy()
+                for law, genes, _ in self._decoded(adata, indices, batch, gene_list, batch_size, generator)
+            ]
+            draws.append(np.concatenate(blocks))
+        return GCXS.from_numpy(draws[0] if n_samples == 1 else np.stack(draws, axis=-1))
+
+
+def _part(label: str, i: int, n: int) -> str:
+    """Part ``i`` of a label that no training population has: split where the number of parts fits."""
+    parts = label.split(LABEL_SEPARATOR)
+    return parts[i] if len(parts) == n else label

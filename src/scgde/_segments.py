@@ -1,0 +1,31 @@
+"""Reductions over ragged sets: flat rows plus one integer code per row."""
+
+import torch
+from torch import Tensor
+
+
+def count_segments(segment: Tensor) -> int:
+    """Number of sets, taken as the largest code plus one (0 for no rows)."""
+    return int(segment.max()) + 1 if segment.numel() else 0
+
+
+def segment_sum(values: Tensor, segment: Tensor, n_sets: int) -> Tensor:
+    """Sum of the rows of each set: ``(cells, *)`` to ``(n_sets, *)``."""
+    out = values.new_zeros((n_sets, *values.shape[1:]))
+    return out.index_add(0, segment, values)
+
+
+def normalised_weights(segment: Tensor, n_sets: int, weight: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """Weights that sum to one within every set, ``(cells,)``; uniform when ``weight`` is None."""
+    if weight is None:
+        weight = torch.ones(segment.shape[0], dtype=dtype, device=segment.device)
+    weight = weight.to(dtype)
+    total = segment_sum(weight, segment, n_sets)
+    # a set of total weight zero has no mean; the clamp leaves zeros there and no NaN elsewhere
+    return weight / total.clamp_min(torch.finfo(dtype).tiny)[segment]
+
+
+def segment_mean(values: Tensor, segment: Tensor, n_sets: int, weight: Tensor | None = None) -> Tensor:
+    """Weighted mean of the rows of each set: ``(cells, F)`` to ``(n_sets, F)``."""
+    w = normalised_weights(segment, n_sets, weight, values.dtype)
+    return segment_sum(values * w[:, None], segment, n_sets)

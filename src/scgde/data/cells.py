@@ -1,0 +1,297 @@
+"""The cells of one AnnData, as arrays that models read."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+
+from scgde._constants import UNASSIGNED_CODE
+from scgde.data.populations import as_label, encode_labels, population_labels
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from anndata import AnnData
+
+logger = logging.getLogger(__name__)
+
+UNSEEN_BATCH = -1
+"""Batch code of a query cell whose batch the model has not seen."""
+
+
+@dataclass
+class CellTable:
+    """Rows, population codes and covariates of the cells of one AnnData, genes in the order of the model.
+
+    Attributes
+    ----------
+    matrix
+        Rows of all cells, ``(cells, n_vars)``, CSR or dense; a view of the user's array where that is possible.
+    codes
+        Population code of each cell, -1 for cells in no population.
+    labels
+        Label of each code.
+    batch
+        Batch codes; -1 for a batch the model has not seen.
+    categorical, continuous
+        Covariates, ``(cells, n)``.
+    size_factor
+        Size factors ``(cells,)``, or None when library sizes are observed.
+    obs
+        Annotation of the cells.
+    """
+
+    matrix: np.ndarray | sp.csr_matrix
+    codes: np.ndarray
+    labels: list[str]
+    batch: np.ndarray
+    categorical: np.ndarray
+    continuous: np.ndarray
+    size_factor: np.ndarray | None
+    obs: pd.DataFrame
+    var_names: pd.Index = field(default_factory=pd.Index)
+
+    @property
+    def n_cells(self) -> int:
+        """Number of cells."""
+        return len(self.codes)
+
+    def rows(self, indices: np.ndarray) -> np.ndarray:
+        """Dense float32 rows of the given cells."""
+        block = self.matrix[indices]
+        block = block.toarray() if sp.issparse(block) else np.asarray(block)
+        return np.ascontiguousarray(block, dtype=np.float32)
+
+
+def cell_table(adata: AnnData, registry: dict, *, is_training: bool = False) -> CellTable:
+    """Read an AnnData as the registry of a model demands; nothing is written to it.
+
+    Genes are matched by name: reordered ones are put in order, extra ones dropped.
+
+    Raises
+    ------
+    ValueError
+        If genes are missing, names are duplicated, a covariate category is unknown, or rows are not finite.
+    KeyError
+        If a registered column, layer or array is absent.
+    """
+    args = registry["setup_args"]
+    state = {name: entry["state_registry"] for name, entry in registry["field_registries"].items()}
+    matrix = locate_matrix(adata, args["layer"], args["obsm_key"])
+    if args["obsm_key"] is None:
+        expected = pd.Index(np.asarray(state["X"]["column_names"], dtype=object))
+        columns = match_genes(adata.var_names, expected)
+        if columns is not None:
+            matrix = matrix[:, columns]
+    else:
+        expected = pd.Index([f"{args['obsm_key']}_{i}" for i in range(state["X"]["n_vars"])])
+        if matrix.shape[1] != len(expected):
+            message = (
+                f"obsm[{args['obsm_key']!r}] has {matrix.shape[1]} columns and the model was set up with "
+                f"{len(expected)}. Compute it in the same way for both."
+            )
+            raise ValueError(message)
+    if sp.issparse(matrix):
+        matrix = matrix.tocsr()
+    check_finite(matrix)
+
+    field_state = state["population"]
+    labels = population_labels(adata.obs, field_state["keys"], field_state["unassigned"])
+    codes, names = encode_labels(labels, field_state["categorical_mapping"])
+    batch = np.zeros(adata.n_obs, dtype=np.int64)
+    if args["batch_key"] is not None:
+        batch = _batch_codes(adata, args["batch_key"], state["batch"]["categorical_mapping"])
+    categorical = [
+        _category_codes(adata, key, state["extra_categorical_covs"]["mappings"][key])
+        for key in args["categorical_covariate_keys"] or []
+    ]
+    continuous = [_number(adata, key) for key in args["continuous_covariate_keys"] or []]
+    size_factor = None
+    if args["size_factor_key"] is not None:
+        size_factor = _number(adata, args["size_factor_key"])
+        if (size_factor <= 0).any():
+            message = f"size_factor_key={args['size_factor_key']!r} holds values that are not positive."
+            raise ValueError(message)
+    return CellTable(
+        matrix=matrix,
+        codes=codes,
+        labels=names,
+        batch=batch,
+        categorical=_columns(categorical, adata.n_obs, np.int64),
+        continuous=_columns(continuous, adata.n_obs, np.float32),
+        size_factor=size_factor,
+        obs=adata.obs,
+        var_names=expected,
+    )
+
+
+def locate_matrix(adata: AnnData, layer: str | None, obsm_key: str | None):
+    """The array that holds the rows, checked to be in memory.
+
+    Raises
+    ------
+    ValueError
+        If both places are given, or the AnnData is backed, a view of nothing readable, or lazy.
+    KeyError
+        If the layer or obsm array is absent.
+    """
+    if layer is not None and obsm_key is not None:
+        message = f"layer={layer!r} and obsm_key={obsm_key!r} are both given; rows live in one place: pass one of them."
+        raise ValueError(message)
+    if adata.isbacked:
+        message = (
+            "adata is backed by a file on disk, which is read in file order and slowly. Load it first: "
+            "`adata = adata.to_memory()`."
+        )
+        raise ValueError(message)
+    if layer is not None:
+        if layer not in adata.layers:
+            message = f"layer={layer!r} is not in adata.layers; there are {sorted(adata.layers)}."
+            raise KeyError(message)
+        matrix, place, remedy = adata.layers[layer], f"adata.layers[{layer!r}]", f"adata.layers[{layer!r}]"
+    elif obsm_key is not None:
+        if obsm_key not in adata.obsm:
+            message = f"obsm_key={obsm_key!r} is not in adata.obsm; there are {sorted(adata.obsm)}."
+            raise KeyError(message)
+        matrix, place, remedy = adata.obsm[obsm_key], f"adata.obsm[{obsm_key!r}]", f"adata.obsm[{obsm_key!r}]"
+    else:
+        matrix, place, remedy = adata.X, "adata.X", "adata.X"
+    if matrix is None:
+        message = f"{place} is empty; put the rows there or name their place with layer= or obsm_key=."
+        raise ValueError(message)
+    if isinstance(matrix, pd.DataFrame):
+        matrix = matrix.to_numpy()
+    if not (sp.issparse(matrix) or isinstance(matrix, np.ndarray)):
+        message = (
+            f"{place} is a {type(matrix).__module__}.{type(matrix).__name__}, which is not in memory. Load it first: "
+            f"`{remedy} = {remedy}.compute()` for a Dask array."
+        )
+        raise ValueError(message)
+    return matrix
+
+
+def match_genes(var_names: pd.Index, expected: pd.Index) -> np.ndarray | None:
+    """Columns of ``var_names`` in the order of ``expected``; None if they are the same already."""
+    if not var_names.is_unique:
+        names = list(var_names[var_names.duplicated()].unique()[:5])
+        message = (
+            f"adata.var_names has duplicates ({names} ...); genes are matched by name: `adata.var_names_make_unique()`."
+        )
+        raise ValueError(message)
+    if var_names.equals(expected):
+        return None
+    columns = var_names.get_indexer(expected)
+    missing = expected[columns < 0]
+    if len(missing):
+        message = (
+            f"{len(missing)} of the model's {len(expected)} genes are missing from adata.var_names: "
+            f"{list(missing[:10])}{' ...' if len(missing) > 10 else ''}. Use the gene names of the training data, or fill "
+            "missing genes with zeros: `GDEModel.prepare_query_anndata(adata, model)`."
+        )
+        raise ValueError(message)
+    return columns
+
+
+def check_finite(matrix: np.ndarray | sp.spmatrix) -> None:
+    """Raise if any entry is NaN or infinite."""
+    data = matrix.data if sp.issparse(matrix) else matrix
+    if data.dtype.kind not in "fiub":
+        message = f"Rows have dtype {data.dtype}; they must be numbers."
+        raise ValueError(message)
+    # the sum is finite if all entries are, and needs no mask of the size of the data
+    if data.dtype.kind == "f" and not np.isfinite(data.sum(dtype=np.float64)):
+        bad = int((~np.isfinite(data)).sum())
+        if bad:
+            message = f"{bad} entries of the rows are NaN or infinite. Remove or impute them before setup."
+            raise ValueError(message)
+
+
+def check_counts(matrix: np.ndarray | sp.spmatrix, gene_likelihood: str) -> None:
+    """Raise unless rows are non-negative integers."""
+    data = matrix.data if sp.issparse(matrix) else matrix
+    data = data.reshape(-1)
+    for start in range(0, len(data), 10_000_000):
+        block = data[start : start + 10_000_000]
+        if block.size == 0:
+            continue
+        if block.min() < 0:
+            reason = f"negative values (smallest {block.min():.4g})"
+        elif block.dtype.kind == "f" and (block != np.floor(block)).any():
+            reason = f"values that are not integers (for example {block[block != np.floor(block)][0]:.4g})"
+        else:
+            continue
+        message = (
+            f"gene_likelihood={gene_likelihood!r} needs raw counts and the rows hold {reason}. Point layer= at the "
+            "raw counts, or use gene_likelihood='normal' for continuous rows."
+        )
+        raise ValueError(message)
+
+
+def _columns(columns: list[np.ndarray], n: int, dtype: type) -> np.ndarray:
+    return np.stack(columns, axis=1).astype(dtype) if columns else np.empty((n, 0), dtype=dtype)
+
+
+def _column(adata: AnnData, key: str) -> pd.Series:
+    if key not in adata.obs:
+        message = f"{key!r} is not in adata.obs, and the model was set up with it; there are {list(adata.obs.columns)}."
+        raise KeyError(message)
+    return adata.obs[key]
+
+
+def _number(adata: AnnData, key: str) -> np.ndarray:
+    values = pd.to_numeric(_column(adata, key)).to_numpy(dtype=np.float32)
+    if not np.isfinite(values).all():
+        message = f"obs[{key!r}] holds missing or infinite values; fill them or drop those cells."
+        raise ValueError(message)
+    return values
+
+
+def _codes(adata: AnnData, key: str, mapping: Sequence) -> tuple[np.ndarray, list[str]]:
+    lookup = {as_label(m): i for i, m in enumerate(mapping)}
+    column = _column(adata, key)
+    values = column.astype(object).map(as_label, na_action="ignore")
+    unseen = sorted({str(v) for v in values.dropna().unique()} - set(lookup))
+    if values.isna().any():
+        unseen.append("missing values")
+    return values.map(lookup).fillna(UNSEEN_BATCH).astype(np.int64).to_numpy(), unseen
+
+
+def _batch_codes(adata: AnnData, key: str, mapping: Sequence) -> np.ndarray:
+    codes, unseen = _codes(adata, key, mapping)
+    if unseen:
+        warnings.warn(
+            f"obs[{key!r}] holds batches the model was not trained with: {unseen[:5]}. These cells are embedded (the "
+            "encoder never sees the batch) and cannot be decoded under their own batch.",
+            UserWarning,
+            stacklevel=2,
+        )
+    return codes
+
+
+def _category_codes(adata: AnnData, key: str, mapping: Sequence) -> np.ndarray:
+    codes, unseen = _codes(adata, key, mapping)
+    if unseen:
+        message = (
+            f"obs[{key!r}] holds categories the model was not trained with: {unseen[:5]}; it knows {list(mapping)}."
+        )
+        raise ValueError(message)
+    return codes
+
+
+def subset_codes(table: CellTable, indices: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """Cells that take part and the population codes they have: ``indices=None`` means all cells.
+
+    Boolean masks and negative positions are accepted as NumPy does.
+    """
+    rows = np.arange(table.n_cells) if indices is None else np.arange(table.n_cells)[np.asarray(indices)]
+    codes = table.codes[rows]
+    if (codes != UNASSIGNED_CODE).sum() == 0:
+        message = "None of the given cells is in a population."
+        raise ValueError(message)
+    return rows, codes

@@ -1,0 +1,174 @@
+"""What every set encoder promises, and the part that pooled encoders share."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from scgde._segments import count_segments, segment_mean
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from scgde.moments import PopulationMoments
+
+
+class SetEncoder(nn.Module):
+    r"""Map a set of cell latents to one vector, :math:`z = \phi(P_n)`.
+
+    An encoder is *distributionally invariant* (definition 1 of the GDE paper, arXiv 2505.18150): it depends on a set
+    only through the set's empirical distribution, so permuting or duplicating cells changes nothing and any number of
+    cells is accepted. Sets come ragged, as flat rows with a code per row; there is no padding and no normalisation
+    across cells.
+
+    Parameters
+    ----------
+    n_latent
+        Width of a cell's latent ``u``.
+    n_embedding
+        Width of the population embedding ``z``.
+    """
+
+    is_linear = False
+    """Whether ``z`` is a plain mean of per-cell vectors, so that it has no small-sample bias."""
+
+    def __init__(self, n_latent: int, n_embedding: int) -> None:
+        super().__init__()
+        self.n_latent = n_latent
+        self.n_embedding = n_embedding
+
+    @abstractmethod
+    def forward(self, u: Tensor, segment: Tensor, weight: Tensor | None = None, n_sets: int | None = None) -> Tensor:
+        """Embed sets.
+
+        Parameters
+        ----------
+        u
+            Cell latents, ``(cells, n_latent)``.
+        segment
+            Code of the set each cell belongs to, ``(cells,)``, integers from 0.
+        weight
+            Non-negative weight of each cell, ``(cells,)``, normalised within its set; uniform by default.
+        n_sets
+            Number of sets; the largest code plus one by default.
+
+        Returns
+        -------
+        ``(n_sets, n_embedding)``.
+        """
+
+    def fit(self, u: Tensor, segment: Tensor, moments: PopulationMoments, set_size: int) -> None:
+        """Set the data-dependent starting point from the training populations; a no-op by default.
+
+        Parameters
+        ----------
+        u, segment
+            Training cell latents, ``(cells, n_latent)``, and their population codes.
+        moments
+            First and second moments of the same populations.
+        set_size
+            Number of cells in a training set at most.
+        """
+
+    def influence(self, u: Tensor, segment: Tensor, n_sets: int) -> tuple[Tensor, Tensor]:
+        r"""Embeddings and the empirical influence of every cell.
+
+        With weights ``w`` on the cells of a set, uniform :math:`1/n`, the influence is
+        :math:`\psi_j = n (d\phi/dw_j - \text{mean}_i\, d\phi/dw_i)`; it averages to zero within a set.
+        This general form differentiates by the weights, one pass per coordinate.
+
+        Returns
+        -------
+        ``(n_sets, n_embedding)`` embeddings and ``(cells, n_embedding)`` influences.
+        """
+        with torch.enable_grad():
+            weight = torch.ones_like(u[:, 0]).requires_grad_(True)
+            z = self(u.detach(), segment, weight, n_sets)
+            columns = [
+                torch.autograd.grad(z[:, c].sum(), weight, retain_graph=True, allow_unused=True)[0]
+                for c in range(self.n_embedding)
+            ]
+        derivative = torch.stack([torch.zeros_like(weight) if c is None else c for c in columns], dim=1)
+        # the weight of one cell is 1 here and 1/n in the definition, which supplies the factor n
+        sizes = torch.bincount(segment, minlength=n_sets).to(u.dtype)
+        psi = derivative * sizes[segment][:, None]
+        return z.detach(), psi - segment_mean(psi, segment, n_sets)[segment]
+
+    def weighted_influence(self, u: Tensor, weight: Tensor) -> Tensor:
+        """Vectors ``z`` + influence of every cell of one weighted set, ``(cells, n_embedding)``.
+
+        Cells of weight zero leave ``z`` alone and get the influence of adding them.
+        """
+        with torch.enable_grad():
+            weight = (weight / weight.sum()).requires_grad_(True)
+            z = self(u.detach(), torch.zeros(len(u), dtype=torch.long, device=u.device), weight, 1)[0]
+            columns = [torch.autograd.grad(c, weight, retain_graph=True, allow_unused=True)[0] for c in z]
+        derivative = torch.stack([torch.zeros_like(weight) if c is None else c for c in columns], dim=1)
+        weight = weight.detach()
+        return z.detach() + derivative - weight @ derivative
+
+    def delete_one(self, u: Tensor, segment: Tensor, n_sets: int) -> Tensor:
+        """Embedding of each cell's set without that cell, ``(cells, n_embedding)``; sets need two cells or more.
+
+        This general form is quadratic in the size of a set; encoders that pool once override it.
+        """
+        out = u.new_empty((u.shape[0], self.n_embedding))
+        for k in range(n_sets):
+            rows = torch.nonzero(segment == k).squeeze(1)
+            n = rows.numel()
+            weight = 1.0 - torch.eye(n, dtype=u.dtype, device=u.device)
+            codes = torch.arange(n, device=u.device).repeat_interleave(n)
+            out[rows] = self(u[rows].repeat(n, 1), codes, weight.reshape(-1), n)
+        return out
+
+
+class PooledEncoder(SetEncoder):
+    """An encoder of the form head(mean over cells of features(u)).
+
+    One pooled vector per set is all the state there is, so that populations of any size are embedded in one pass,
+    influences are the head's Jacobian times a cell's features, and delete-one embeddings need no second pass.
+    """
+
+    @abstractmethod
+    def features(self, u: Tensor) -> Tensor:
+        """Per-cell features to average, ``(cells, F)``."""
+
+    @abstractmethod
+    def head(self, pooled: Tensor) -> Tensor:
+        """Embedding of pooled features, ``(*, F)`` to ``(*, n_embedding)``."""
+
+    def forward(self, u: Tensor, segment: Tensor, weight: Tensor | None = None, n_sets: int | None = None) -> Tensor:
+        n_sets = count_segments(segment) if n_sets is None else n_sets
+        return self.head(segment_mean(self.features(u), segment, n_sets, weight))
+
+    def head_jacobian(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
+        """Embedding ``(K, n_embedding)`` and Jacobian ``(K, n_embedding, F)`` of the head at ``pooled``, ``(K, F)``."""
+        with torch.enable_grad():
+            pooled = pooled.detach().requires_grad_(True)
+            z = self.head(pooled)
+            rows = [
+                torch.autograd.grad(z[:, c].sum(), pooled, retain_graph=True, allow_unused=True)[0]
+                for c in range(self.n_embedding)
+            ]
+        return z.detach(), torch.stack([torch.zeros_like(pooled) if r is None else r for r in rows], dim=1)
+
+    def influence(self, u: Tensor, segment: Tensor, n_sets: int) -> tuple[Tensor, Tensor]:
+        features = self.features(u)
+        pooled = segment_mean(features, segment, n_sets)
+        z, jacobian = self.head_jacobian(pooled)
+        centred = features - pooled[segment]
+        psi = torch.empty_like(z[segment])
+        for start in range(0, u.shape[0], 4096):  # the gathered Jacobian is (rows, n_embedding, F): keep it small
+            rows = slice(start, start + 4096)
+            psi[rows] = torch.einsum("nf,nef->ne", centred[rows], jacobian[segment[rows]])
+        return z, psi
+
+    def delete_one(self, u: Tensor, segment: Tensor, n_sets: int) -> Tensor:
+        features = self.features(u)
+        sizes = torch.bincount(segment, minlength=n_sets).to(u.dtype)
+        pooled = segment_mean(features, segment, n_sets)
+        n = sizes[segment][:, None]
+        return self.head((n * pooled[segment] - features) / (n - 1))

@@ -1,0 +1,142 @@
+"""Generate cells of populations from a trained module."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from scgde.observations import Context
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from scgde.data import CellTable
+    from scgde.module import GDEModule
+
+MAX_CONTEXTS = 100
+"""Contexts kept per population."""
+
+
+@dataclass(frozen=True)
+class CellContexts:
+    """Library sizes, batches and covariates of a sample of each population's cells.
+
+    They are kept with the model, so that it generates with the population's own depth and mix of batches when its
+    AnnData is gone. Drawing whole contexts keeps what depends on what (a batch that was sequenced deeper).
+
+    Attributes
+    ----------
+    offsets
+        Contexts of population k are rows ``offsets[k]`` to ``offsets[k + 1]``, ``(K + 1,)``.
+    library, batch
+        ``(rows,)``.
+    categorical, continuous
+        ``(rows, n)``.
+    """
+
+    offsets: np.ndarray
+    library: np.ndarray
+    batch: np.ndarray
+    categorical: np.ndarray
+    continuous: np.ndarray
+
+    @classmethod
+    def from_table(
+        cls, table: CellTable, indices: np.ndarray, codes: Iterable[int], gain: float, rng: np.random.Generator
+    ) -> CellContexts:
+        """Contexts of the populations ``codes`` from the given cells."""
+        order = indices[np.argsort(table.codes[indices], kind="stable")]
+        chosen, offsets = [], [0]
+        for code in codes:
+            start, stop = np.searchsorted(table.codes[order], [code, code + 1])
+            rows = order[start:stop]
+            chosen.append(rows if len(rows) <= MAX_CONTEXTS else rng.choice(rows, MAX_CONTEXTS, replace=False))
+            offsets.append(offsets[-1] + len(chosen[-1]))
+        rows = np.concatenate(chosen)
+        if table.size_factor is not None:
+            library = table.size_factor[rows] * gain
+        else:
+            library = np.concatenate([table.rows(b).sum(1) for b in np.array_split(rows, len(rows) // 1000 + 1)])
+        return cls(
+            np.array(offsets),
+            library.astype(np.float32),
+            table.batch[rows],
+            table.categorical[rows],
+            table.continuous[rows],
+        )
+
+    def draw(self, populations: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """A random row of contexts for each entry of ``populations``, with replacement."""
+        start, stop = self.offsets[populations], self.offsets[populations + 1]
+        return start + np.floor(rng.random(len(populations)) * (stop - start)).astype(np.int64)
+
+    def to_dict(self) -> dict[str, np.ndarray]:
+        """Plain arrays by name."""
+        return dict(vars(self))
+
+    @classmethod
+    def from_dict(cls, arrays: dict[str, Any]) -> CellContexts:
+        """Inverse of :meth:`to_dict`."""
+        return cls(**{name: np.asarray(value) for name, value in arrays.items()})
+
+
+@torch.no_grad()
+def generate(
+    module: GDEModule,
+    z: np.ndarray,
+    library: np.ndarray,
+    batch: np.ndarray,
+    categorical: np.ndarray,
+    continuous: np.ndarray,
+    generator: torch.Generator,
+    chunk: int = 4096,
+) -> np.ndarray:
+    """One row for each embedding ``(cells, n_embedding)`` under the given contexts: ``(cells, n_vars)``."""
+    module.eval()
+    device = module.device
+    rows = []
+    for start in range(0, len(z), chunk):
+        part = slice(start, start + chunk)
+        u = module.sample_latent(torch.from_numpy(z[part]).to(device), generator)
+        context = make_context(library[part], batch[part], categorical[part], continuous[part], device)
+        rows.append(module.observation.draw(module.observation.decode(u, context), generator).cpu().numpy())
+    return np.concatenate(rows)
+
+
+def make_context(
+    library: np.ndarray, batch: np.ndarray, categorical: np.ndarray, continuous: np.ndarray, device: torch.device
+) -> Context:
+    """Decoder context from arrays with one row per cell."""
+
+    def tensor(values: np.ndarray, dtype: type) -> torch.Tensor:
+        return torch.from_numpy(np.ascontiguousarray(values, dtype=dtype)).to(device)
+
+    return Context(
+        library=tensor(library, np.float32)[:, None],
+        batch=tensor(batch, np.int64)[:, None],
+        categorical=tensor(categorical, np.int64) if categorical.shape[1] else None,
+        continuous=tensor(continuous, np.float32) if continuous.shape[1] else None,
+    )
+
+
+def find_labels(wanted: Iterable[str], known: list[str], argument: str = "populations") -> np.ndarray:
+    """Positions of labels among the known ones; an unknown one raises and names its likely spelling.
+
+    Raises
+    ------
+    KeyError
+        If a label is unknown.
+    """
+    position = {label: i for i, label in enumerate(known)}
+    found = []
+    for label in wanted:
+        if label not in position:
+            close = difflib.get_close_matches(label, known, n=3) or known[:5]
+            message = f"{argument}: {label!r} is not among the {len(known)} known labels. Did you mean one of {close}?"
+            raise KeyError(message)
+        found.append(position[label])
+    return np.array(found, dtype=np.int64)

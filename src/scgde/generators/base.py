@@ -1,0 +1,72 @@
+"""What every generator promises."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+
+class Generator(nn.Module):
+    """The law of a cell's latent given its population's embedding.
+
+    Generators work in the *co-moving frame* of a population: cells are centred and whitened by the moments that the
+    :class:`~scgde.generators.skeleton.AffineSkeleton` reads off the embedding, so that a standard normal is already a
+    fair answer and only the shape of the population is left to learn.
+
+    Parameters
+    ----------
+    n_latent
+        Width of a cell's latent.
+    n_condition
+        Width of the whitened population embedding that conditions the generator.
+    n_hidden
+        Width of hidden layers.
+    """
+
+    can_invert = False
+    """Whether :meth:`invert` exists, so that cells can be transported between populations."""
+
+    def __init__(self, n_latent: int, n_condition: int, n_hidden: int = 128) -> None:
+        super().__init__()
+        self.n_latent = n_latent
+        self.n_condition = n_condition
+
+    @abstractmethod
+    def loss(self, y: Tensor, condition: Tensor, segment: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Training loss of each cell.
+
+        Parameters
+        ----------
+        y
+            Cells in the frame of their population, ``(cells, n_latent)``.
+        condition
+            Whitened embedding of each cell's population, ``(cells, n_condition)``.
+        segment
+            Code of each cell's population, ``(cells,)``.
+        generator
+            Source of randomness.
+
+        Returns
+        -------
+        ``(cells,)``.
+        """
+
+    @abstractmethod
+    def sample(self, condition: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Draw one cell, in its population's frame, for each row of ``condition``: ``(cells, n_latent)``."""
+
+    def invert(self, y: Tensor, condition: Tensor) -> Tensor:
+        """Base noise that :meth:`sample` would turn into ``y``; only where ``can_invert``."""
+        message = f"{type(self).__name__} cannot be run backwards; use generator='flow' to transport cells."
+        raise TypeError(message)
+
+    def push(self, noise: Tensor, condition: Tensor) -> Tensor:
+        """The cells, in their population's frame, that given base noise becomes; only where ``can_invert``."""
+        message = f"{type(self).__name__} cannot push given noise; use generator='flow' to transport cells."
+        raise TypeError(message)

@@ -1,0 +1,95 @@
+"""Conditional flow matching with optimal-transport coupling inside each set."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor, nn
+
+from scgde.generators.base import Generator
+
+
+class FlowGenerator(Generator):
+    """A velocity field that carries a standard normal to a population, trained by flow matching.
+
+    Lipman et al. 2023 (arXiv 2210.02747), with the noise of each set matched to its cells by exact optimal transport
+    (Tong et al. 2024, arXiv 2302.00482): paths are then nearly straight, few steps suffice, and the map between two
+    populations is close to an optimal-transport map. The last layer starts at zero, i.e. at the identity.
+
+    Parameters
+    ----------
+    n_latent, n_condition, n_hidden
+        See :class:`~scgde.generators.Generator`.
+    n_steps
+        Midpoint steps of the integration, two evaluations each.
+    """
+
+    can_invert = True
+
+    def __init__(self, n_latent: int, n_condition: int, n_hidden: int = 128, n_steps: int = 8) -> None:
+        super().__init__(n_latent, n_condition, n_hidden)
+        self.n_steps = n_steps
+        self.velocity_net = nn.Sequential(
+            nn.Linear(n_latent + n_condition + 3, n_hidden),
+            nn.SiLU(),
+            nn.Linear(n_hidden, n_hidden),
+            nn.SiLU(),
+            nn.Linear(n_hidden, n_latent),
+        )
+        nn.init.zeros_(self.velocity_net[-1].weight)
+        nn.init.zeros_(self.velocity_net[-1].bias)
+
+    def velocity(self, y: Tensor, t: Tensor, condition: Tensor) -> Tensor:
+        """Velocity at ``y`` ``(cells, n_latent)`` and time ``t`` ``(cells, 1)``."""
+        clock = torch.cat([t, torch.cos(torch.pi * t), torch.sin(torch.pi * t)], dim=1)
+        return self.velocity_net(torch.cat([y, condition, clock], dim=1))
+
+    def loss(self, y: Tensor, condition: Tensor, segment: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        noise = torch.randn(y.shape, generator=generator, dtype=y.dtype, device=y.device)
+        noise = couple(noise, y, segment)
+        t = torch.rand((y.shape[0], 1), generator=generator, dtype=y.dtype, device=y.device)
+        predicted = self.velocity((1 - t) * noise + t * y, t, condition)
+        return (predicted - (y - noise)).square().mean(dim=1)
+
+    def sample(self, condition: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        shape = (condition.shape[0], self.n_latent)
+        noise = torch.randn(shape, generator=generator, dtype=condition.dtype, device=condition.device)
+        return self.push(noise, condition)
+
+    def push(self, noise: Tensor, condition: Tensor) -> Tensor:
+        return self._integrate(noise, condition, torch.linspace(0.0, 1.0, self.n_steps + 1))
+
+    def invert(self, y: Tensor, condition: Tensor) -> Tensor:
+        return self._integrate(y, condition, torch.linspace(1.0, 0.0, self.n_steps + 1))
+
+    def _integrate(self, y: Tensor, condition: Tensor, times: Tensor) -> Tensor:
+        grid = times.tolist()
+        for start, end in zip(grid[:-1], grid[1:], strict=True):
+            step = end - start
+            here = torch.full_like(y[:, :1], start)
+            half = y + 0.5 * step * self.velocity(y, here, condition)
+            y = y + step * self.velocity(half, here + 0.5 * step, condition)
+        return y
+
+
+def couple(noise: Tensor, y: Tensor, segment: Tensor) -> Tensor:
+    """Reorder ``noise`` within each set so that its total squared distance to ``y`` is least.
+
+    Rows of a set need not be adjacent. The assignment carries no gradient.
+    """
+    codes = segment.cpu().numpy()
+    order = np.argsort(codes, kind="stable")
+    bounds = np.flatnonzero(np.diff(codes[order])) + 1
+    matched = torch.empty(len(codes), dtype=torch.long)
+    with torch.no_grad():
+        for rows in np.split(order, bounds):
+            index = torch.from_numpy(rows)
+            if len(rows) == 0:
+                continue
+            here = index.to(y.device)
+            # the squared norms are the same for every assignment: the inner product alone decides
+            gain = (y[here] @ noise[here].T).cpu().numpy()
+            _, columns = linear_sum_assignment(gain, maximize=True)
+            matched[index] = index[torch.from_numpy(columns)]
+    return noise[matched.to(noise.device)]

@@ -1,0 +1,73 @@
+"""The affine part of every generator: mean and spread of a population, read off its embedding."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from scgde.moments import from_vector, moment_size
+
+
+class AffineSkeleton(nn.Module):
+    """Mean and square-root covariance of a population as a linear function of its embedding.
+
+    Also whitens the embedding before it conditions a generator: an isometric ``z`` carries spread at a hundredth of
+    the scale at which it carries the mean, and a network would not look at it.
+
+    Parameters
+    ----------
+    n_latent
+        Width of a cell's latent.
+    n_embedding
+        Width of the population embedding.
+    """
+
+    #: Smallest standard deviation of a frame's axis; keeps the frame invertible.
+    floor = 1e-2
+
+    def __init__(self, n_latent: int, n_embedding: int) -> None:
+        super().__init__()
+        self.n_latent = n_latent
+        self.linear = nn.Linear(n_embedding, moment_size(n_latent))
+        nn.init.zeros_(self.linear.weight)
+        with torch.no_grad():
+            self.linear.bias.zero_()
+            i, j = torch.triu_indices(n_latent, n_latent)
+            self.linear.bias[n_latent:] = (i == j).float()
+        self.register_buffer("z_mean", torch.zeros(n_embedding))
+        self.register_buffer("whitening", torch.eye(n_embedding))
+        self.register_buffer("spread", torch.ones(()))
+
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean ``(K, n_latent)`` and symmetric positive root ``(K, n_latent, n_latent)`` for ``z`` ``(K, n_embedding)``."""
+        mean, root = from_vector(self.linear(z), self.n_latent)
+        values, axes = torch.linalg.eigh(root.double())
+        root = (axes * values.clamp_min(self.floor)[..., None, :]) @ axes.transpose(-1, -2)
+        return mean, root.to(z.dtype)
+
+    def condition(self, z: Tensor) -> Tensor:
+        """Whitened embedding that conditions the generator, ``(K, n_embedding)``."""
+        return (z - self.z_mean) @ self.whitening
+
+    def loss(self, z: Tensor, vector: Tensor) -> Tensor:
+        """Squared error of the predicted moment vectors, relative to the spread it started from: a scalar."""
+        return (self.linear(z) - vector).square().sum(1).mean() / self.spread
+
+    @torch.no_grad()
+    def fit(self, z: Tensor, vectors: Tensor, ridge: float = 1e-3) -> None:
+        """Ridge regression of moment vectors ``(K, m)`` on embeddings ``(K, n_embedding)``, and the whitening of ``z``."""
+        z64, v64 = z.double(), vectors.double()
+        z_mean, v_mean = z64.mean(0), v64.mean(0)
+        centred = z64 - z_mean
+        gram = centred.T @ centred / max(len(z64) - 1, 1)
+        values, axes = torch.linalg.eigh(gram)
+        top = values[-1].clamp_min(1e-12)
+        eye = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+        cross = centred.T @ (v64 - v_mean) / max(len(z64) - 1, 1)
+        weight = torch.linalg.solve(gram + ridge * 1e-2 * top * eye, cross).T
+        self.linear.weight.copy_(weight)
+        self.linear.bias.copy_(v_mean - weight @ z_mean)
+        self.spread.copy_((v64 - v_mean).square().sum(1).mean().clamp_min(1e-8))
+        self.z_mean.copy_(z_mean)
+        # axes with under a thousandth of the largest spread are noise: do not blow them up
+        self.whitening.copy_((axes * (values.clamp_min(0) + ridge * top).rsqrt()) @ axes.T)

@@ -1,0 +1,172 @@
+"""Run a trained module over the cells of a table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from scgde._constants import UNASSIGNED_CODE
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from scgde.data import CellTable
+    from scgde.encoders import SetEncoder
+    from scgde.module import GDEModule
+
+JACKKNIFE_MAX = 300
+"""Populations of at most this many cells use delete-one values; larger ones use influences."""
+
+_CELLS_PER_PASS = 50_000
+
+
+@torch.no_grad()
+def encode_cells(
+    module: GDEModule, table: CellTable, indices: np.ndarray, batch_size: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Posterior mean and standard deviation of the latents of cells, each ``(len(indices), n_latent)`` on the CPU."""
+    was_training = module.training
+    module.eval()
+    width = module.observation.n_latent
+    mean, sd = (torch.empty((len(indices), width)) for _ in range(2))
+    step = batch_size or 1024
+    for start in range(0, len(indices), step):
+        rows = torch.from_numpy(table.rows(indices[start : start + step])).to(module.device)
+        m, s = module.observation.encode(rows)
+        mean[start : start + step], sd[start : start + step] = m.cpu(), s.cpu()
+    module.train(was_training)
+    return mean, sd
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """Embeddings of the populations of a table.
+
+    Attributes
+    ----------
+    labels
+        Labels of the populations that have cells, ``K`` of them.
+    codes
+        Position of each cell's population in ``labels``; -1 for cells in none, ``(cells,)``.
+    n_cells
+        Cells per population, ``(K,)``.
+    z
+        Population embeddings, ``(K, n_embedding)``.
+    cells
+        Per-cell vectors, whose mean over a population is its embedding, ``(cells, n_embedding)``.
+    standard_error
+        Standard error of each coordinate, ``(K, n_embedding)``; NaN for one cell.
+    """
+
+    labels: list[str]
+    codes: np.ndarray
+    n_cells: np.ndarray
+    z: np.ndarray
+    cells: np.ndarray
+    standard_error: np.ndarray
+
+
+def embed(encoder: SetEncoder, u: Tensor, codes: np.ndarray, labels: list[str], reference: Tensor | None) -> Embedding:
+    r"""Embed ragged sets with per-cell vectors and standard errors by the (infinitesimal) jackknife.
+
+    A population of n cells of more than 300, or any population under a linear encoder, has the per-cell vectors
+    :math:`z + \psi_j` with the influences :math:`\psi_j`. A smaller one has the jackknife pseudo-values
+    :math:`n z - (n - 1) z_{(-j)}`, whose mean is the embedding with its bias of order 1/n removed. Either way the
+    population's embedding is the mean of its vectors, and its standard error their standard deviation over
+    :math:`n^{1/2}`.
+
+    Parameters
+    ----------
+    encoder
+        Set encoder.
+    u
+        Cell latents, ``(cells, n_latent)``.
+    codes
+        Population of each cell, -1 for none.
+    labels
+        Labels of the codes; populations without cells are left out.
+    reference
+        Latents of a fixed sample of assigned training cells. Cells in no population get the influence of adding them
+        to it at weight zero, so that every cell has a finite vector.
+    """
+    present, dense = np.unique(codes, return_inverse=True)
+    if present[0] == UNASSIGNED_CODE:
+        present, dense = present[1:], dense - 1
+    sizes = np.bincount(dense[dense >= 0], minlength=len(present))
+    width = encoder.n_embedding
+    cells = torch.zeros((len(codes), width), dtype=torch.float64)
+    z = torch.zeros((len(present), width), dtype=torch.float64)
+    variance = torch.full((len(present), width), torch.nan, dtype=torch.float64)
+
+    order = np.argsort(dense, kind="stable")
+    order = order[dense[order] >= 0]
+    starts = np.concatenate([[0], np.cumsum(sizes)])
+    group = 0
+    while group < len(present):
+        # whole populations, as many as fit a pass
+        stop = max(int(np.searchsorted(starts, starts[group] + _CELLS_PER_PASS, side="right")) - 1, group + 1)
+        rows = torch.from_numpy(order[starts[group] : starts[stop]])
+        segment = torch.from_numpy(dense[rows] - group)
+        vectors = cell_vectors(encoder, u[rows], segment, stop - group)
+        cells[rows] = vectors
+        n = torch.from_numpy(sizes[group:stop]).double()[:, None]
+        mean = torch.zeros((stop - group, width), dtype=torch.float64).index_add_(0, segment, vectors) / n
+        square = torch.zeros_like(mean).index_add_(0, segment, (vectors - mean[segment]).square())
+        z[group:stop] = mean
+        variance[group:stop] = torch.where(n > 1, square / (n * (n - 1).clamp_min(1)), torch.nan)
+        group = stop
+
+    loose = torch.from_numpy(np.flatnonzero(dense < 0))
+    if len(loose) and reference is not None:
+        cells[loose] = added_influence(encoder, reference, u[loose])
+    return Embedding(
+        labels=[labels[c] for c in present],
+        codes=dense,
+        n_cells=sizes,
+        z=z.float().numpy(),
+        cells=cells.float().numpy(),
+        standard_error=variance.sqrt().float().numpy(),
+    )
+
+
+def cell_vectors(encoder: SetEncoder, u: Tensor, segment: Tensor, n_sets: int) -> Tensor:
+    """Per-cell vectors, ``(cells, n_embedding)`` in double precision; see :func:`embed`."""
+    device = next(iter(encoder.state_dict().values())).device
+    u, codes = u.to(device), segment.to(device)
+    with torch.no_grad():
+        z, psi = encoder.influence(u, codes, n_sets)
+    vectors = (z[codes] + psi).double()
+    if not encoder.is_linear:
+        sizes = torch.bincount(codes, minlength=n_sets)
+        small = (sizes > 1) & (sizes <= JACKKNIFE_MAX)
+        rows = torch.nonzero(small[codes]).squeeze(1)
+        if len(rows):
+            relabel = torch.cumsum(small, 0) - 1
+            with torch.no_grad():
+                without = encoder.delete_one(u[rows], relabel[codes[rows]], int(small.sum())).double()
+            n = sizes[codes[rows]].double()[:, None]
+            vectors[rows] = n * z[codes[rows]].double() - (n - 1) * without
+    return vectors.cpu()
+
+
+def added_influence(encoder: SetEncoder, reference: Tensor, u: Tensor) -> Tensor:
+    """Vectors of cells in no population: the influence of adding each, at weight zero, to a reference sample."""
+    from scgde.encoders import PooledEncoder
+
+    device = next(iter(encoder.state_dict().values())).device
+    reference, u = reference.to(device), u.to(device)
+    if isinstance(encoder, PooledEncoder):
+        with torch.no_grad():
+            pooled = encoder.features(reference).mean(0, keepdim=True)
+            z, jacobian = encoder.head_jacobian(pooled)
+            return (z + (encoder.features(u) - pooled) @ jacobian[0].T).double().cpu()
+    blocks = []
+    for start in range(0, len(u), 5000):
+        block = u[start : start + 5000]
+        joint = torch.cat([reference, block])
+        weight = torch.cat([torch.ones(len(reference)), torch.zeros(len(block))]).to(device)
+        blocks.append(encoder.weighted_influence(joint, weight)[len(reference) :])
+    return torch.cat(blocks).double().cpu()

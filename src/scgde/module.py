@@ -1,0 +1,202 @@
+"""The module: the one place where the four parts meet in one loss."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from scvi.module.base import BaseModuleClass, LossOutput, auto_move_data
+from torch import Tensor
+from torch.distributions import Normal, kl_divergence
+
+from scgde._constants import BATCH_KEYS
+from scgde._segments import segment_mean
+from scgde.encoders import ENCODERS
+from scgde.generators import GENERATORS, AffineSkeleton
+from scgde.geometry import isometry_loss
+from scgde.moments import PopulationMoments, moment_vector
+from scgde.observations import Context, ObservationModel
+
+if TYPE_CHECKING:
+    from torch.distributions import Distribution
+
+
+class GDEModule(BaseModuleClass):
+    """Observation model, set encoder, generator and geometry.
+
+    Training has two phases. First the observation model learns the cell latent ``u`` from single cells; it sets the
+    ceiling of everything above it. Then, with ``u`` fixed, the set encoder and the generator learn from sets of cells:
+    the encoder by the generator's loss (the GDE principle) and, for ``geometry="isometric"``, by Wasserstein distances.
+
+    Parameters
+    ----------
+    observation
+        Observation model.
+    n_embedding, n_hidden
+        Widths of the population embedding and of hidden layers.
+    encoder, generator
+        Names in :data:`scgde.encoders.ENCODERS` and :data:`scgde.generators.GENERATORS`.
+    geometry
+        ``"isometric"`` or ``"emergent"``.
+    isometry_weight, generator_weight
+        Weights of the terms of the population phase.
+    """
+
+    def __init__(
+        self,
+        observation: ObservationModel,
+        *,
+        n_embedding: int = 32,
+        n_hidden: int = 128,
+        encoder: str = "residual",
+        generator: str = "flow",
+        geometry: str = "isometric",
+        isometry_weight: float = 1.0,
+        generator_weight: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.observation = observation
+        self.set_encoder = ENCODERS[encoder](observation.n_latent, n_embedding, n_hidden)
+        self.skeleton = AffineSkeleton(observation.n_latent, n_embedding)
+        self.generator = GENERATORS[generator](observation.n_latent, n_embedding, n_hidden)
+        self.geometry = geometry
+        self.isometry_weight = isometry_weight
+        self.generator_weight = generator_weight
+        # moments of the training populations: targets of the population phase, not part of the model
+        self.embedding_moments: PopulationMoments | None = None
+        self.frame_moments: PopulationMoments | None = None
+
+    # ------------------------------------------------------------------ cells
+
+    def _get_inference_input(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {"x": tensors[BATCH_KEYS.X]}
+
+    @auto_move_data
+    def inference(self, x: Tensor, generator: torch.Generator | None = None) -> dict[str, Any]:
+        """Latent of rows ``(cells, n_vars)``: its law ``qu``, a draw ``u`` and the observed ``library``."""
+        mean, sd = self.observation.encode(x)
+        noise = torch.randn(mean.shape, generator=generator, dtype=mean.dtype, device=mean.device)
+        return {"mean": mean, "sd": sd, "u": mean + sd * noise, "library": self.observation.library(x)}
+
+    def _get_generative_input(self, tensors: dict[str, Tensor], inference_outputs: dict[str, Any]) -> dict[str, Any]:
+        library = inference_outputs["library"]
+        if BATCH_KEYS.SIZE_FACTOR in tensors:
+            library = tensors[BATCH_KEYS.SIZE_FACTOR] * self.observation.size_factor_gain
+        context = Context(
+            library=library,
+            batch=tensors[BATCH_KEYS.BATCH],
+            categorical=tensors.get(BATCH_KEYS.CATEGORICAL),
+            continuous=tensors.get(BATCH_KEYS.CONTINUOUS),
+        )
+        return {"u": inference_outputs["u"], "context": context}
+
+    @auto_move_data
+    def generative(self, u: Tensor, context: Context) -> dict[str, Distribution]:
+        """Law of rows given latents ``(cells, n_latent)``."""
+        return {"px": self.observation.decode(u, context)}
+
+    def loss(
+        self,
+        tensors: dict[str, Tensor],
+        inference_outputs: dict[str, Any],
+        generative_outputs: dict[str, Any],
+        kl_weight: float = 1.0,
+    ) -> LossOutput:
+        """Evidence bound of single cells: the loss of the cell phase."""
+        reconstruction = -generative_outputs["px"].log_prob(tensors[BATCH_KEYS.X]).sum(dim=1)
+        posterior = Normal(inference_outputs["mean"], inference_outputs["sd"])
+        divergence = kl_divergence(posterior, Normal(0.0, 1.0)).sum(dim=1)
+        return LossOutput(
+            loss=(reconstruction + kl_weight * divergence).mean(),
+            reconstruction_loss=reconstruction,
+            kl_local=divergence,
+        )
+
+    # ------------------------------------------------------------ populations
+
+    @torch.no_grad()
+    def fit_populations(self, mean: Tensor, sd: Tensor, codes: Tensor, is_training: Tensor, set_size: int) -> None:
+        """Closed-form start of the population phase.
+
+        Parameters
+        ----------
+        mean, sd
+            Posterior mean and standard deviation of cell latents, ``(cells, n_latent)``.
+        codes
+            Population codes of the same cells, ``(cells,)``, none negative.
+        is_training
+            Whether each population trains, ``(n_populations,)``; the others only serve validation.
+        set_size
+            Number of cells in a training set at most.
+        """
+        k = is_training.shape[0]
+        raw = PopulationMoments.from_cells(mean, codes, k)
+        rows = is_training[codes]
+        labels, dense = torch.unique(codes[rows], return_inverse=True)
+        training = raw.select(labels)
+        self.set_encoder.fit(mean[rows], dense, training, set_size)
+        pooled, coefficient = training.pooled_covariance(), training.shrinkage()
+        self.embedding_moments = raw.shrunk(coefficient, pooled)
+        # cells are generated from their posterior, which is wider than its mean: law of total variance
+        extra = torch.diag_embed(segment_mean(sd.square(), codes, k))
+        cov = self.embedding_moments.cov + extra
+        self.frame_moments = PopulationMoments(raw.n, raw.mean, cov)
+        z = self.set_encoder(mean[rows], dense, n_sets=len(labels))
+        self.skeleton.fit(z, moment_vector(self.frame_moments.select(labels)))
+
+    def population_loss(self, batch: dict[str, Tensor], generator: torch.Generator | None = None) -> dict[str, Tensor]:
+        """Loss of the population phase on K ragged sets.
+
+        Returns
+        -------
+        ``loss`` and its terms (``generator``, ``moments``, ``isometry``), scalars.
+        """
+        assert self.embedding_moments is not None and self.frame_moments is not None
+        mean, sd, segment = batch[BATCH_KEYS.U_MEAN], batch[BATCH_KEYS.U_SD], batch[BATCH_KEYS.SEGMENT]
+        sources, weights = batch[BATCH_KEYS.SOURCES], batch[BATCH_KEYS.SOURCE_WEIGHTS]
+        k = sources.shape[0]
+        scored = batch.get(BATCH_KEYS.SCORED)
+        encoded = slice(None) if scored is None else ~scored
+        z = self.set_encoder(mean[encoded], segment[encoded], n_sets=k)
+
+        target = self.frame_moments.mixtures(sources, weights)
+        vector = moment_vector(target)
+        moments = self.skeleton.loss(z if self.geometry == "emergent" else z.detach(), vector)
+
+        rows = torch.ones_like(segment, dtype=torch.bool) if scored is None else scored
+        noise = torch.randn(mean.shape, generator=generator, dtype=mean.dtype, device=mean.device)
+        u, codes = (mean + sd * noise)[rows], segment[rows]
+        y = into_frame(u, target, codes)
+        generated = self.generator.loss(y, self.skeleton.condition(z)[codes], codes, generator)
+        # a population of one cell has no shape to learn; sets weigh alike whatever their size
+        has_shape = (target.n > 1.5)[codes]
+        generated = (generated * has_shape).sum() / has_shape.sum().clamp_min(1)
+
+        loss = self.generator_weight * generated + moments
+        terms = {"generator": generated.detach(), "moments": moments.detach()}
+        if self.geometry == "isometric":
+            isometry = isometry_loss(z, self.embedding_moments.mixtures(sources, weights))
+            loss = loss + self.isometry_weight * isometry
+            terms["isometry"] = isometry.detach()
+        return {"loss": loss, **terms}
+
+    # ------------------------------------------------------------- generation
+
+    def sample_latent(self, z: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """One latent ``(cells, n_latent)`` for each row of ``z`` ``(cells, n_embedding)``."""
+        mean, root = self.skeleton(z)
+        y = self.generator.sample(self.skeleton.condition(z), generator)
+        return mean + torch.einsum("nij,nj->ni", root, y)
+
+
+def into_frame(u: Tensor, moments: PopulationMoments, codes: Tensor) -> Tensor:
+    """Centre and whiten cells ``(cells, d)`` by the moments of their population.
+
+    Centred on their own mean, n cells have (n - 1) / n of the variance; the factor undoes it, so that small
+    populations are not taught to be narrow.
+    """
+    n = moments.n.clamp_min(2)[codes][:, None]
+    centred = (u - moments.mean[codes]) * (n / (n - 1)).sqrt()
+    values, axes = torch.linalg.eigh(moments.cov)
+    inverse = (axes * values.clamp_min(AffineSkeleton.floor**2).rsqrt()[:, None, :]) @ axes.mT
+    return torch.einsum("nij,nj->ni", inverse[codes], centred)

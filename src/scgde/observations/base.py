@@ -1,0 +1,85 @@
+"""What every observation model promises: one row to a latent, and back."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.distributions import Distribution
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a decoder needs beside the latent, for the same rows.
+
+    Attributes
+    ----------
+    library
+        Library size or size factor, ``(cells, 1)``.
+    batch
+        Batch codes, ``(cells, 1)``, integers.
+    categorical
+        Codes of categorical covariates, ``(cells, n_categorical)``, or None.
+    continuous
+        Continuous covariates, ``(cells, n_continuous)``, or None.
+    """
+
+    library: Tensor
+    batch: Tensor
+    categorical: Tensor | None = None
+    continuous: Tensor | None = None
+
+
+class ObservationModel(nn.Module):
+    """How one row of data becomes a low-dimensional latent ``u`` and back; nothing else knows what a row is.
+
+    Attributes
+    ----------
+    n_latent
+        Width of ``u``.
+    is_learned
+        Whether there is anything to train before the latents of cells are fixed.
+    is_count
+        Whether rows are integer counts.
+    """
+
+    n_latent: int
+    is_learned: bool
+    is_count: bool
+
+    @abstractmethod
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of the latent given rows ``(cells, n_vars)``, each ``(cells, n_latent)``."""
+
+    @abstractmethod
+    def decode(self, u: Tensor, context: Context) -> Distribution:
+        """Law of rows given latents ``(cells, n_latent)``: a distribution over ``(cells, n_vars)``."""
+
+    @abstractmethod
+    def draw(self, law: Distribution, generator: torch.Generator) -> Tensor:
+        """One row from each law, ``(cells, n_vars)``, with an explicit source of randomness."""
+
+    def profile(self, law: Distribution) -> Tensor:
+        """Expected rows at library size one, ``(cells, n_vars)``; expected rows where there is no library size."""
+        return law.mean
+
+    def library(self, x: Tensor) -> Tensor:
+        """Library size of rows, ``(cells, 1)``; ones where rows have none."""
+        return torch.ones_like(x[:, :1])
+
+    def fit(self, mean: Tensor, variance: Tensor, size_factor_gain: float) -> None:
+        """Set statistics of the training rows; a no-op by default.
+
+        Parameters
+        ----------
+        mean, variance
+            Of every column, ``(n_vars,)``.
+        size_factor_gain
+            Total count for each unit of size factor; one where library sizes are observed.
+        """

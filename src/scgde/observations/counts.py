@@ -1,0 +1,134 @@
+"""Counts: an autoencoder with a ZINB, negative binomial or Poisson likelihood."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from scvi.distributions import NegativeBinomial, Poisson, ZeroInflatedNegativeBinomial
+from scvi.nn import FCLayers
+from torch import Tensor, nn
+
+from scgde.observations.base import Context, ObservationModel
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch.distributions import Distribution
+
+CountLikelihood = Literal["zinb", "nb", "poisson"]
+
+
+class CountModel(ObservationModel):
+    """Variational autoencoder of counts in the manner of scVI (Lopez et al. 2018).
+
+    The encoder sees log counts and never the batch; the decoder is conditioned on batch and covariates. What they
+    explain therefore costs nothing to leave out of ``u`` and something to put in. There is no normalisation layer: it
+    would bend the latent and with it every distance (batch norm would also couple cells).
+
+    Parameters
+    ----------
+    n_vars
+        Number of genes.
+    n_latent
+        Width of the latent.
+    n_hidden, n_layers
+        Width and number of hidden layers of encoder and decoder.
+    gene_likelihood
+        ``"zinb"``, ``"nb"`` or ``"poisson"``.
+    dispersion
+        One inverse dispersion for each gene (``"gene"``) or for each gene and batch (``"gene-batch"``).
+    n_batch
+        Number of batches.
+    n_categories
+        Number of categories of each categorical covariate.
+    n_continuous
+        Number of continuous covariates.
+    """
+
+    is_learned = True
+    is_count = True
+
+    def __init__(
+        self,
+        n_vars: int,
+        n_latent: int,
+        *,
+        n_hidden: int = 128,
+        n_layers: int = 2,
+        gene_likelihood: CountLikelihood = "zinb",
+        dispersion: Literal["gene", "gene-batch"] = "gene",
+        n_batch: int = 1,
+        n_categories: Sequence[int] = (),
+        n_continuous: int = 0,
+    ) -> None:
+        super().__init__()
+        self.n_latent = n_latent
+        self.gene_likelihood = gene_likelihood
+        self.dispersion = dispersion
+        layers = {"n_hidden": n_hidden, "use_batch_norm": False, "use_layer_norm": False, "dropout_rate": 0.0}
+        self.encoder = FCLayers(n_vars, n_hidden, n_layers=n_layers, **layers)
+        self.encoder_mean = nn.Linear(n_hidden, n_latent)
+        self.encoder_log_var = nn.Linear(n_hidden, n_latent)
+        self.decoder = FCLayers(
+            n_latent + n_continuous,
+            n_hidden,
+            n_cat_list=[n_batch, *n_categories],
+            n_layers=max(n_layers - 1, 1),
+            **layers,
+        )
+        self.decoder_scale = nn.Linear(n_hidden, n_vars)
+        self.decoder_dropout = nn.Linear(n_hidden, n_vars) if gene_likelihood == "zinb" else None
+        if gene_likelihood != "poisson":
+            n_dispersion = n_batch if dispersion == "gene-batch" else 1
+            self.log_dispersion = nn.Parameter(torch.zeros(n_dispersion, n_vars))
+        self.register_buffer("size_factor_gain", torch.ones(()))
+        if self.decoder_dropout is not None:
+            # start with next to no zero inflation: a negative binomial explains most zeros
+            nn.init.constant_(self.decoder_dropout.bias, -3.0)
+
+    @torch.no_grad()
+    def fit(self, mean: Tensor, variance: Tensor, size_factor_gain: float) -> None:
+        self.size_factor_gain.fill_(size_factor_gain)
+        # start from the mean profile: the softmax then has only differences between cells to learn
+        self.decoder_scale.bias.copy_((mean + 1e-4).log() - (mean + 1e-4).log().mean())
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        hidden = self.encoder(torch.log1p(x))
+        log_var = self.encoder_log_var(hidden).clamp(-12.0, 6.0)
+        return self.encoder_mean(hidden), torch.exp(0.5 * log_var)
+
+    def library(self, x: Tensor) -> Tensor:
+        return x.sum(dim=1, keepdim=True)
+
+    def decode(self, u: Tensor, context: Context) -> Distribution:
+        inputs = u if context.continuous is None else torch.cat([u, context.continuous], dim=1)
+        codes = [] if context.categorical is None else list(context.categorical.split(1, dim=1))
+        hidden = self.decoder(inputs, context.batch, *codes)
+        scale = torch.softmax(self.decoder_scale(hidden), dim=1)
+        mu = context.library * scale
+        if self.gene_likelihood == "poisson":
+            return Poisson(rate=mu, scale=scale, validate_args=False)
+        log_theta = self.log_dispersion
+        log_theta = log_theta[context.batch[:, 0]] if self.dispersion == "gene-batch" else log_theta.expand_as(mu)
+        theta = torch.exp(log_theta.clamp(-8.0, 12.0))
+        if self.decoder_dropout is None:
+            return NegativeBinomial(mu=mu, theta=theta, scale=scale, validate_args=False)
+        logits = self.decoder_dropout(hidden)
+        return ZeroInflatedNegativeBinomial(mu=mu, theta=theta, zi_logits=logits, scale=scale, validate_args=False)
+
+    def profile(self, law: Distribution) -> Tensor:
+        return law.scale
+
+    def draw(self, law: Distribution, generator: torch.Generator) -> Tensor:
+        """Integer counts; scvi's own ``sample`` draws from global randomness, so the mixture is drawn here."""
+        if isinstance(law, Poisson):
+            return torch.poisson(law.rate, generator=generator)
+        theta = law.theta
+        # a gamma variable from an explicit generator (torch.distributions.Gamma accepts none)
+        rate = torch._standard_gamma(theta, generator=generator) * (law.mu / theta)
+        counts = torch.poisson(rate, generator=generator)
+        if isinstance(law, ZeroInflatedNegativeBinomial):
+            uniform = torch.rand(counts.shape, generator=generator, device=counts.device)
+            counts = torch.where(uniform < torch.sigmoid(law.zi_logits), 0.0, counts)
+        return counts

@@ -1,0 +1,288 @@
+"""The Lightning plan: cell phase, population phase, schedules and logs."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from scgde._constants import BATCH_KEYS
+
+if TYPE_CHECKING:
+    from scgde.data import PopulationDataModule
+    from scgde.module import GDEModule
+
+logger = logging.getLogger(__name__)
+
+CELL_STEPS = 1500
+"""Optimisation steps of the cell phase by default."""
+
+SET_STEPS = 800
+"""Optimisation steps of the population phase by default."""
+
+MAX_CELL_PASSES = 200
+"""Passes over the cells at most, so that small data are not learned by heart."""
+
+
+@dataclass(frozen=True)
+class EpochPlan:
+    """Epochs of the two phases."""
+
+    cells: int
+    sets: int
+
+    @property
+    def total(self) -> int:
+        """All epochs."""
+        return self.cells + self.sets
+
+
+def default_epochs(n_cell_batches: int, n_set_batches: int, *, learned: bool, max_epochs: int | None) -> EpochPlan:
+    """Epochs by optimisation steps: what a model needs is steps, and an epoch of a large data set holds many.
+
+    Without ``max_epochs`` the cell phase takes about 1,500 steps, at most 200 passes over the cells and at least two,
+    and the population phase about 800 steps. With it the epochs are shared out in the same proportion, at least one to
+    each phase where there are two or more.
+    """
+    cells = max(min(math.ceil(CELL_STEPS / n_cell_batches), MAX_CELL_PASSES), 2) if learned else 0
+    sets = max(math.ceil(SET_STEPS / n_set_batches), 1)
+    if max_epochs is None:
+        return EpochPlan(cells, sets)
+    if max_epochs < 1 or int(max_epochs) != max_epochs:
+        message = f"max_epochs={max_epochs!r} must be a positive integer."
+        raise ValueError(message)
+    if not learned:
+        return EpochPlan(0, max_epochs)
+    share = min(max(round(max_epochs * cells / (cells + sets)), 1), max(max_epochs - 1, 1))
+    return EpochPlan(share, max_epochs - share)
+
+
+class GDETrainingPlan(pl.LightningModule):
+    """Two phases under one optimiser, each with a one-cycle learning rate.
+
+    Parameters
+    ----------
+    module
+        The module to train.
+    epochs
+        Epochs of each phase.
+    lr_cells, lr_sets
+        Largest learning rate of each phase.
+    weight_decay, eps
+        Of Adam.
+    kl_weight, kl_warmup
+        Weight of the cell latent's divergence, and the share of the cell phase over which it rises to that weight.
+    contrast_weight
+        Weight of the term that keeps contrasts between populations in the cell latent
+        (:func:`scgde.contrasts.population_contrasts`).
+    clip
+        Largest norm of a gradient.
+    seed
+        Training noise derives from it and the step.
+    """
+
+    def __init__(
+        self,
+        module: GDEModule,
+        epochs: EpochPlan,
+        *,
+        lr_cells: float = 4e-3,
+        lr_sets: float = 2e-3,
+        weight_decay: float = 1e-6,
+        eps: float = 1e-8,
+        kl_weight: float = 1.0,
+        kl_warmup: float = 0.2,
+        contrast_weight: float = 3.0,
+        n_contrasts: int = 0,
+        clip: float = 50.0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.module = module
+        self.epochs = epochs
+        self.lr_cells, self.lr_sets = lr_cells, lr_sets
+        self.weight_decay, self.eps = weight_decay, eps
+        self.kl_weight, self.kl_warmup = kl_weight, kl_warmup
+        self.contrast_weight = contrast_weight if n_contrasts else 0.0
+        self.clip = clip
+        self.seed = seed
+        self.in_cell_phase = epochs.cells > 0
+        self.phase_start = 0
+        # Reads the contrasts off a noisy draw of the latent: they must be there at more than the noise's amplitude, and
+        # may be there in any shape (a linear read-out would bend the latent towards log-normalised expression). It is
+        # of no use after training.
+        n_latent = module.observation.n_latent
+        self.contrast_head = (
+            nn.Sequential(nn.Linear(n_latent, 128), nn.ReLU(), nn.Linear(128, n_contrasts)) if n_contrasts else None
+        )
+        # set by scvi-tools' runner
+        self.n_obs_training: int | None = None
+        self.n_obs_validation: int | None = None
+
+    @property
+    def datamodule(self) -> PopulationDataModule:
+        """The data module that this plan trains on."""
+        return self.trainer.datamodule  # type: ignore[attr-defined]
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.Adam(self.parameters(), lr=self.lr_cells, eps=self.eps, weight_decay=self.weight_decay)
+
+    def _progress(self) -> float:
+        """Share of the current phase that is done, from 0 to 1."""
+        data = self.datamodule
+        if self.in_cell_phase:
+            total = self.epochs.cells * data.n_cell_batches
+        else:
+            total = self.epochs.sets * data.n_set_batches
+        return min((self.global_step - self.phase_start) / max(total - 1, 1), 1.0)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        torch.nn.utils.clip_grad_norm_(self.parameters(), self.clip)
+        peak = self.lr_cells if self.in_cell_phase else self.lr_sets
+        for group in optimizer.param_groups:
+            group["lr"] = peak * one_cycle(self._progress())
+
+    def _noise(self, *key: int) -> torch.Generator:
+        seed = int(np.random.SeedSequence([self.seed, *key]).generate_state(1, np.uint64)[0] >> 1)
+        return torch.Generator(device=self.device).manual_seed(seed)
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        if self.in_cell_phase:
+            weight = self.kl_weight * min(self._progress() / max(self.kl_warmup, 1e-9), 1.0)
+            return self._cell_step(batch, "train", weight, self._noise(0, self.global_step))
+        return self._set_step(batch, "train", self._noise(0, self.global_step))
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        if self.in_cell_phase:
+            self._cell_step(batch, "validation", self.kl_weight, self._noise(1, batch_idx))
+        else:
+            self._set_step(batch, "validation", self._noise(1, batch_idx))
+
+    def _cell_step(self, batch: dict[str, Tensor], mode: str, kl_weight: float, noise: torch.Generator) -> Tensor:
+        inference = self.module.inference(batch[BATCH_KEYS.X], generator=noise)
+        generative = self.module.generative(**self.module._get_generative_input(batch, inference))
+        output = self.module.loss(batch, inference, generative, kl_weight=kl_weight)
+        n = output.n_obs_minibatch
+        reconstruction, divergence = output.reconstruction_loss_sum / n, output.kl_local_sum / n
+        logs = {
+            f"{mode}_loss": output.loss,
+            f"elbo_{mode}": reconstruction + divergence,
+            f"reconstruction_loss_{mode}": reconstruction,
+            f"kl_local_{mode}": divergence,
+        }
+        loss = output.loss
+        if self.contrast_head is not None and BATCH_KEYS.CONTRASTS in batch:
+            error = self.contrast_head(inference["u"]) - batch[BATCH_KEYS.CONTRASTS]
+            contrast = error.square().sum(dim=1).mean()
+            loss = loss + self.contrast_weight * contrast
+            logs[f"contrast_{mode}"] = contrast
+        self._log(logs, n)
+        return loss
+
+    def _set_step(self, batch: dict[str, Tensor], mode: str, noise: torch.Generator) -> Tensor:
+        terms = self.module.population_loss(batch, noise)
+        logs = {f"{mode}_loss": terms["loss"]}
+        logs |= {f"{name}_{mode}": value for name, value in terms.items() if name != "loss"}
+        self._log(logs, batch[BATCH_KEYS.SOURCES].shape[0])
+        return terms["loss"]
+
+    def _log(self, values: dict[str, Tensor], batch_size: int) -> None:
+        sync = self.trainer.world_size > 1
+        values = {k: v.detach() for k, v in values.items()}
+        show = {k: v for k, v in values.items() if k.endswith("_loss")}
+        rest = {k: v for k, v in values.items() if k not in show}
+        self.log_dict(show, on_step=False, on_epoch=True, batch_size=batch_size, sync_dist=sync, prog_bar=True)
+        self.log_dict(rest, on_step=False, on_epoch=True, batch_size=batch_size, sync_dist=sync)
+
+    def on_train_epoch_end(self) -> None:
+        if self.in_cell_phase and self.current_epoch + 1 >= self.epochs.cells:
+            self.start_population_phase()
+
+    def start_population_phase(self) -> None:
+        """Fix the cell latent and start the population phase from its closed form."""
+        self.in_cell_phase = False
+        self.phase_start = self.global_step
+        prepare_population_phase(self.module, self.datamodule)
+
+
+def prepare_population_phase(module: GDEModule, data: PopulationDataModule) -> None:
+    """Encode all cells, hand their latents to the data module and fit what has a closed form."""
+    from scgde.inference import encode_cells
+
+    everything = np.arange(data.table.n_cells)
+    mean, sd = encode_cells(module, data.table, everything)
+    data.set_latent(mean, sd)
+    codes = torch.from_numpy(data.table.codes)
+    used = torch.zeros(len(codes), dtype=torch.bool)
+    used[torch.from_numpy(data.train_idx)] = True
+    trains = torch.zeros(len(data.table.labels), dtype=torch.bool)
+    trains[codes[used & (codes >= 0)].unique()] = True
+    # held-out populations have moments too, as targets of validation only
+    held_out = torch.zeros_like(used)
+    held_out[torch.from_numpy(data.val_idx)] = True
+    used |= held_out & (codes >= 0) & ~trains[codes]
+    used &= codes >= 0
+    parts = (mean[used], sd[used], codes[used], trains)
+    module.fit_populations(*(p.to(module.device) for p in parts), set_size=data.sampler.cells_per_population)
+
+
+def one_cycle(progress: float, warmup: float = 0.3) -> float:
+    """Learning rate as a share of its largest value: up over ``warmup``, then down to near nothing."""
+    if progress < warmup:
+        return 0.04 + 0.96 * 0.5 * (1 - math.cos(math.pi * progress / warmup))
+    return max(0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup))), 1e-4)
+
+
+class PhaseEarlyStopping(pl.Callback):
+    """End a phase when its validation loss has stopped falling, and go back to its best weights.
+
+    The two phases have different losses, so one stopping rule over both would compare what cannot be compared.
+
+    Parameters
+    ----------
+    patience
+        Validations without improvement after which a phase ends.
+    min_delta
+        What counts as improvement, relative to the best loss.
+    """
+
+    def __init__(self, patience: int = 10, min_delta: float = 1e-4) -> None:
+        self.patience = patience
+        self.min_delta = min_delta
+        self._reset()
+
+    def _reset(self) -> None:
+        self.best, self.waited, self.phase = math.inf, 0, None
+        self.weights: dict[str, Any] | None = None
+
+    def on_validation_end(self, trainer: pl.Trainer, plan: GDETrainingPlan) -> None:  # type: ignore[override]
+        if trainer.sanity_checking or "validation_loss" not in trainer.callback_metrics:
+            return
+        if self.phase != plan.in_cell_phase:
+            self._reset()
+            self.phase = plan.in_cell_phase
+        value = float(trainer.callback_metrics["validation_loss"])
+        if value < self.best - self.min_delta * abs(self.best if math.isfinite(self.best) else 0.0):
+            self.best, self.waited = value, 0
+            self.weights = copy.deepcopy(plan.module.state_dict())
+            return
+        self.waited += 1
+        if self.waited < self.patience:
+            return
+        assert self.weights is not None
+        plan.module.load_state_dict(self.weights)
+        phase = "cell" if plan.in_cell_phase else "population"
+        logger.info(f"Validation loss of the {phase} phase stopped falling at epoch {trainer.current_epoch}.")
+        if plan.in_cell_phase:
+            done = trainer.current_epoch + 1
+            plan.epochs = EpochPlan(done, plan.epochs.sets)
+            trainer.fit_loop.max_epochs = done + plan.epochs.sets
+        else:
+            trainer.should_stop = True
