@@ -38,11 +38,9 @@ class GenerationMixin:
     contexts_: dict
     reference_: np.ndarray
 
-    # stand-ins for the methods of the model that this part calls
-    def _require_trained(self) -> None: ...
-
     if TYPE_CHECKING:
 
+        def _require_trained(self) -> None: ...
         def _table(self, adata: AnnData | None = None) -> CellTable: ...
         def _population_keys(self) -> list[str]: ...
         def get_var_names(self) -> Any: ...
@@ -57,7 +55,7 @@ class GenerationMixin:
         self.reference_ = u[torch.from_numpy(np.sort(chosen))].numpy()
         embedding = embed(self.module.set_encoder, u, table.codes, table.labels, None)
         codes = [table.labels.index(label) for label in embedding.labels]
-        gain = float(getattr(self.module.observation, "size_factor_gain", 1.0))
+        gain = float(self.module.observation.size_factor_gain)
         contexts = CellContexts.from_table(table, np.arange(table.n_cells), codes, gain, rng)
         self.contexts_ = contexts.to_dict()
         keys = self._population_keys()
@@ -119,7 +117,7 @@ class GenerationMixin:
         rows = contexts.draw(np.repeat(nearest, n_cells), rng)
         library = contexts.library[rows].copy()
         if library_size is not None:
-            if not np.isscalar(library_size) or not float(library_size) > 0:  # type: ignore[arg-type]
+            if not isinstance(library_size, int | float | np.number) or not library_size > 0:
                 message = (
                     f"library_size={library_size!r} must be a positive number: the expected total count of a cell."
                 )
@@ -303,7 +301,7 @@ class GenerationMixin:
         -------
         ``(cells, genes)``, or ``(n_samples, cells, genes)`` for several draws that are not averaged.
         """
-        if library_size != "latent" and not (np.isscalar(library_size) and float(library_size) > 0):
+        if library_size != "latent" and not (isinstance(library_size, int | float | np.number) and library_size > 0):
             message = f"library_size={library_size!r} must be a positive number or 'latent'."
             raise ValueError(message)
         if n_samples < 1:

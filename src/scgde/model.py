@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import signal
-import warnings
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -19,47 +17,34 @@ from scvi.data.fields import (
     NumericalObsField,
 )
 from scvi.model.base import BaseModelClass
-from scvi.train import TrainRunner
 
 from scgde._constants import OWN_PREFIX, POPULATION_KEY
 from scgde._model_embedding import EmbeddingMixin
 from scgde._model_files import ModelFilesMixin
 from scgde._model_generation import GenerationMixin
-from scgde.contrasts import population_contrasts
-from scgde.data import PopulationDataModule, PopulationField
+from scgde._model_training import TrainingMixin, check_choice
+from scgde.data import PopulationField
 from scgde.data.cells import check_counts, check_finite, locate_matrix
 from scgde.data.fields import ObsmRowsField
-from scgde.data.populations import as_keys, split_by_cell, split_by_column, split_by_population
+from scgde.data.populations import as_keys
 from scgde.encoders import ENCODERS
 from scgde.generators import GENERATORS
 from scgde.module import GDEModule
 from scgde.observations import COUNT_LIKELIHOODS, ContinuousModel, CountModel
-from scgde.training import GDETrainingPlan, PhaseEarlyStopping, default_epochs, prepare_population_phase
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from anndata import AnnData
 
-    from scgde.data import CellTable
 
 logger = logging.getLogger(__name__)
-
-FEW_POPULATIONS = 100
-"""Below this many training populations, half of the training sets are mixtures of populations."""
-
-# advice on loader workers and log intervals, and a private deprecation, that no user of this model can act upon
-_LIGHTNING_ADVICE = (
-    ".*does not have many workers.*",
-    "The number of training batches .* is smaller than the logging interval.*",
-    ".*treespec, LeafSpec.*",
-)
 
 MAX_CONTINUOUS = 128
 """Widest continuous row: the latent is the row itself, and its covariance must be decomposed for every set."""
 
 
-class GDEModel(ModelFilesMixin, EmbeddingMixin, GenerationMixin, BaseModelClass):
+class GDEModel(TrainingMixin, ModelFilesMixin, EmbeddingMixin, GenerationMixin, BaseModelClass):
     """Generative distribution embeddings of populations of cells.
 
     Groups the cells of an AnnData into populations (clones, perturbations, samples, time points), learns a cell latent
@@ -123,11 +108,11 @@ class GDEModel(ModelFilesMixin, EmbeddingMixin, GenerationMixin, BaseModelClass)
         args = self.registry_["setup_args"]
         if gene_likelihood is None:
             gene_likelihood = "zinb" if args["obsm_key"] is None else "normal"
-        _check_choice("encoder", encoder, ENCODERS)
-        _check_choice("generator", generator, GENERATORS)
-        _check_choice("geometry", geometry, ("isometric", "emergent"))
-        _check_choice("dispersion", dispersion, ("gene", "gene-batch"))
-        _check_choice("gene_likelihood", gene_likelihood, (*COUNT_LIKELIHOODS, "normal"))
+        check_choice("encoder", encoder, ENCODERS)
+        check_choice("generator", generator, GENERATORS)
+        check_choice("geometry", geometry, ("isometric", "emergent"))
+        check_choice("dispersion", dispersion, ("gene", "gene-batch"))
+        check_choice("gene_likelihood", gene_likelihood, (*COUNT_LIKELIHOODS, "normal"))
         for name, value in (("n_latent", n_latent), ("n_embedding", n_embedding), ("n_hidden", n_hidden)):
             if not isinstance(value, int | np.integer) or value < 1:
                 message = f"{name}={value!r} must be a positive integer."
@@ -146,7 +131,7 @@ class GDEModel(ModelFilesMixin, EmbeddingMixin, GenerationMixin, BaseModelClass)
                 f"population_key={args['population_key']!r}."
             )
             raise ValueError(message)
-        self._module_options = {
+        self._module_options: dict[str, Any] = {
             "n_latent": n_latent,
             "n_layers": n_layers,
             "n_embedding": n_embedding,
@@ -318,201 +303,3 @@ class GDEModel(ModelFilesMixin, EmbeddingMixin, GenerationMixin, BaseModelClass)
         """
         message = "GDEModel needs sets of cells, which setup_annbatch does not give; use setup_anndata."
         raise TypeError(message)
-
-    # --------------------------------------------------------------- training
-
-    def train(
-        self,
-        max_epochs: int | None = None,
-        *,
-        accelerator: str = "auto",
-        devices: int | list[int] | str = "auto",
-        train_size: float = 0.9,
-        validation_size: float | None = None,
-        split_by: Literal["cell", "population"] = "cell",
-        split_key: str | None = None,
-        populations_per_batch: int = 32,
-        cells_per_population: int = 64,
-        batch_size: int | None = None,
-        mixing: float | Literal["auto"] = "auto",
-        early_stopping: bool = False,
-        plan_kwargs: dict | None = None,
-        datamodule: PopulationDataModule | None = None,
-        seed: int | None = None,
-        **trainer_kwargs: Any,
-    ) -> None:
-        """Train: first the cell latent, then set encoder and generator.
-
-        Interrupting (Ctrl-C) keeps what was learned; the model stays usable and a warning says how far it got.
-
-        Parameters
-        ----------
-        max_epochs
-            Epochs of both phases together. By default as many as give about 1,500 steps of the cell phase (at most
-            200 passes over the cells) and 800 steps of the population phase.
-        accelerator, devices
-            Passed to the trainer.
-        train_size, validation_size
-            Shares of cells (or populations) to train and validate on; what is left of both is a test set.
-        split_by
-            ``"cell"`` holds out cells of every population, ``"population"`` whole populations.
-        split_key
-            Column of ``obs`` with ``train``, ``validation`` or ``test`` for every cell, in place of a random split.
-        populations_per_batch, cells_per_population
-            Sets in a batch and cells in a set, at most; smaller populations are used whole, larger ones subsampled
-            anew at every step.
-        batch_size
-            Cells in a batch of the cell phase: by default 512, or 128 for fewer than 5,000 cells.
-        mixing
-            Probability that a training set is a mixture of up to three populations. ``"auto"``: one half with fewer
-            than 100 populations, else zero.
-        early_stopping
-            End each phase when its validation loss stops falling.
-        plan_kwargs
-            Options of :class:`~scgde.training.GDETrainingPlan`.
-        datamodule
-            A data module in place of the one built here.
-        seed
-            Makes splits, batches, noise and (for a model never trained before) initial weights repeatable. By default
-            ``scvi.settings.seed``, else fresh.
-        **trainer_kwargs
-            Passed to the trainer.
-        """
-        if self.adata is None:
-            message = "This model has no AnnData to train on; load it with one, or make a new model."
-            raise ValueError(message)
-        seed = settings.seed if seed is None else seed
-        if seed is None:
-            seed = int(np.random.SeedSequence().generate_state(1)[0])
-        elif not self.is_trained_:
-            self.module = self._build_module(seed)
-        if datamodule is None:
-            table = self._table()
-            train_idx, val_idx, test_idx = self._split(table, train_size, validation_size, split_by, split_key, seed)
-            n_populations = len(np.unique(table.codes[train_idx][table.codes[train_idx] >= 0]))
-            if n_populations < 2:
-                message = f"Training cells hold {n_populations} population(s); at least two are needed."
-                raise ValueError(message)
-            datamodule = PopulationDataModule(
-                table,
-                train_idx,
-                val_idx,
-                test_idx,
-                batch_size=batch_size or (512 if len(train_idx) >= 5000 else 128),
-                populations_per_batch=populations_per_batch,
-                cells_per_population=cells_per_population,
-                mixing=(0.5 if n_populations < FEW_POPULATIONS else 0.0) if mixing == "auto" else mixing,
-                seed=seed,
-            )
-        if early_stopping and datamodule.n_val == 0:
-            message = "early_stopping=True needs validation cells; lower train_size."
-            raise ValueError(message)
-        self._fit_rows(datamodule)
-        options = dict(plan_kwargs or {})
-        learned = self.module.observation.is_learned
-        if learned and options.get("contrast_weight", 1.0) > 0:
-            datamodule.set_contrasts(population_contrasts(datamodule.table, datamodule.train_idx, seed))
-        n_contrasts = 0 if datamodule.contrasts is None else datamodule.contrasts.shape[1]
-        epochs = default_epochs(
-            datamodule.n_cell_batches, datamodule.n_set_batches, learned=learned, max_epochs=max_epochs
-        )
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            plan = GDETrainingPlan(self.module, epochs, seed=seed, n_contrasts=n_contrasts, **options)
-        if not learned:
-            prepare_population_phase(self.module, datamodule)
-        if early_stopping:
-            trainer_kwargs["callbacks"] = [*trainer_kwargs.get("callbacks", []), PhaseEarlyStopping()]
-        if datamodule.n_val:
-            # scvi-tools' trainer would never validate
-            trainer_kwargs.setdefault("check_val_every_n_epoch", max(epochs.total // 50, 1))
-        runner = TrainRunner(
-            self,
-            training_plan=plan,
-            data_splitter=datamodule,
-            max_epochs=epochs.total,
-            accelerator=accelerator,
-            devices=devices,
-            reload_dataloaders_every_n_epochs=1,
-            **trainer_kwargs,
-        )
-        self._run(runner, plan, datamodule)
-        self._finish(datamodule, seed)
-
-    def _split(
-        self, table: CellTable, train_size: float, validation_size: float | None, by: str, key: str | None, seed: int
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        if key is not None:
-            if key not in table.obs:
-                message = f"split_key={key!r} is not in adata.obs; there are {list(table.obs.columns)}."
-                raise KeyError(message)
-            return split_by_column(table.obs[key], key)
-        _check_choice("split_by", by, ("cell", "population"))
-        validation_size = 1 - train_size if validation_size is None else validation_size
-        if not (0 < train_size <= 1 and 0 <= validation_size and train_size + validation_size <= 1 + 1e-9):
-            message = (
-                f"train_size={train_size} and validation_size={validation_size} must be shares of at most 1 in all."
-            )
-            raise ValueError(message)
-        split = split_by_cell if by == "cell" else split_by_population
-        return split(table.codes, train_size, validation_size, np.random.default_rng(seed))
-
-    def _fit_rows(self, data: PopulationDataModule) -> None:
-        """Statistics of the training rows that the observation model starts from."""
-        if self.is_trained_:
-            return
-        total = square = np.zeros(self.summary_stats.n_vars)
-        library = 0.0
-        for block in np.array_split(data.train_idx, len(data.train_idx) // 4096 + 1):
-            rows = data.table.rows(block).astype(np.float64)
-            total, square, library = total + rows.sum(0), square + (rows**2).sum(0), library + rows.sum()
-        mean = total / data.n_train
-        variance = square / data.n_train - mean**2
-        gain = 1.0
-        if data.table.size_factor is not None:
-            gain = library / float(data.table.size_factor[data.train_idx].sum())
-        self.module.observation.fit(
-            torch.from_numpy(mean).float(), torch.from_numpy(np.maximum(variance, 0)).float(), gain
-        )
-
-    def _run(self, runner: TrainRunner, plan: GDETrainingPlan, data: PopulationDataModule) -> None:
-        """Run the trainer, keeping what was learned when the user interrupts."""
-        handler = signal.getsignal(signal.SIGINT)
-        try:
-            with warnings.catch_warnings():
-                for text in _LIGHTNING_ADVICE:
-                    warnings.filterwarnings("ignore", message=text)
-                runner()
-            return
-        except (KeyboardInterrupt, SystemExit) as stop:
-            # Lightning turns Ctrl-C into SystemExit(1) and ignores further ones: both would end a notebook's kernel
-            if isinstance(stop, SystemExit) and "KeyboardInterrupt" not in repr(stop.__context__):
-                raise
-        finally:
-            if handler is not None and signal.getsignal(signal.SIGINT) is not handler:
-                signal.signal(signal.SIGINT, handler)
-        phase = "cell" if plan.in_cell_phase else "population"
-        message = (
-            f"Training was interrupted in epoch {runner.trainer.current_epoch + 1} of {plan.epochs.total}, in the {phase} "
-            "phase. The model keeps what it has learned and is usable; call train() again to train further."
-        )
-        if plan.in_cell_phase:
-            prepare_population_phase(self.module, data)
-        self.train_indices, self.validation_indices, self.test_indices = data.train_idx, data.val_idx, data.test_idx
-        self.module.eval()
-        self.is_trained_ = True
-        self.history_ = getattr(runner.trainer.logger, "history", None)
-        warnings.warn(message, UserWarning, stacklevel=3)
-
-    def _finish(self, data: PopulationDataModule, seed: int) -> None:
-        """Keep what getters and generation need once training is done."""
-        self.seed_ = seed
-        for attribute in ("train_indices_", "validation_indices_", "test_indices_"):
-            setattr(self, attribute, np.asarray(getattr(self, attribute), dtype=np.int64))
-        self._remember_populations(data)
-
-
-def _check_choice(name: str, value: object, choices: Any) -> None:
-    if value not in choices:
-        message = f"{name}={value!r} is not one of {sorted(choices)}."
-        raise ValueError(message)

@@ -229,8 +229,14 @@ def prepare_population_phase(module: GDEModule, data: PopulationDataModule) -> N
     held_out[torch.from_numpy(data.val_idx)] = True
     used |= held_out & (codes >= 0) & ~trains[codes]
     used &= codes >= 0
-    parts = (mean[used], sd[used], codes[used], trains)
-    module.fit_populations(*(p.to(module.device) for p in parts), set_size=data.sampler.cells_per_population)
+    device = module.device
+    module.fit_populations(
+        mean[used].to(device),
+        sd[used].to(device),
+        codes[used].to(device),
+        trains.to(device),
+        set_size=data.sampler.cells_per_population,
+    )
 
 
 def one_cycle(progress: float, warmup: float = 0.3) -> float:
@@ -259,7 +265,8 @@ class PhaseEarlyStopping(pl.Callback):
         self._reset()
 
     def _reset(self) -> None:
-        self.best, self.waited, self.phase = math.inf, 0, None
+        self.best, self.waited = math.inf, 0
+        self.phase: bool | None = None
         self.weights: dict[str, Any] | None = None
 
     def on_validation_end(self, trainer: pl.Trainer, plan: GDETrainingPlan) -> None:  # type: ignore[override]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -198,9 +198,14 @@ def match_genes(var_names: pd.Index, expected: pd.Index) -> np.ndarray | None:
     return columns
 
 
+def _entries(matrix: Any) -> np.ndarray:
+    """Stored entries of a sparse matrix, or the dense array itself."""
+    return matrix.data if sp.issparse(matrix) else matrix
+
+
 def check_finite(matrix: np.ndarray | sp.spmatrix) -> None:
     """Raise if any entry is NaN or infinite."""
-    data = matrix.data if sp.issparse(matrix) else matrix
+    data = _entries(matrix)
     if data.dtype.kind not in "fiub":
         message = f"Rows have dtype {data.dtype}; they must be numbers."
         raise ValueError(message)
@@ -214,8 +219,7 @@ def check_finite(matrix: np.ndarray | sp.spmatrix) -> None:
 
 def check_counts(matrix: np.ndarray | sp.spmatrix, gene_likelihood: str) -> None:
     """Raise unless rows are non-negative integers."""
-    data = matrix.data if sp.issparse(matrix) else matrix
-    data = data.reshape(-1)
+    data = _entries(matrix).reshape(-1)
     for start in range(0, len(data), 10_000_000):
         block = data[start : start + 10_000_000]
         if block.size == 0:

@@ -30,12 +30,14 @@ class SetEncoder(nn.Module):
         Width of a cell's latent ``u``.
     n_embedding
         Width of the population embedding ``z``.
+    n_hidden
+        Width of hidden layers, for encoders that have some.
     """
 
     is_linear = False
     """Whether ``z`` is a plain mean of per-cell vectors, so that it has no small-sample bias."""
 
-    def __init__(self, n_latent: int, n_embedding: int) -> None:
+    def __init__(self, n_latent: int, n_embedding: int, n_hidden: int = 128) -> None:
         super().__init__()
         self.n_latent = n_latent
         self.n_embedding = n_embedding

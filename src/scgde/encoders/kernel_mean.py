@@ -21,6 +21,7 @@ class KernelMeanEncoder(PooledEncoder):
     """
 
     is_linear = True
+    waves: Tensor
 
     def __init__(self, n_latent: int, n_embedding: int, n_hidden: int = 128) -> None:
         super().__init__(n_latent, n_embedding)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from scgde._networks import mlp
 from scgde.encoders.base import PooledEncoder
 from scgde.moments import PopulationMoments, moment_size, moment_vector, to_vector
 from scgde.ot import sqrtm_psd
@@ -32,15 +33,17 @@ class ResidualEncoder(PooledEncoder):
         Width of the learned summary ``g``.
     """
 
+    shrinkage: Tensor
+    pooled_cov: Tensor
+    centre: Tensor
+    projection: Tensor
+    scale: Tensor
+
     def __init__(self, n_latent: int, n_embedding: int, n_hidden: int = 128, n_summary: int = 32) -> None:
         super().__init__(n_latent, n_embedding)
         m = moment_size(n_latent)
-        self.summary = nn.Sequential(nn.Linear(n_latent, n_hidden), nn.SiLU(), nn.Linear(n_hidden, n_summary))
-        self.residual = nn.Sequential(
-            nn.Linear(n_embedding + n_summary, n_hidden), nn.SiLU(), nn.Linear(n_hidden, n_embedding)
-        )
-        nn.init.zeros_(self.residual[-1].weight)
-        nn.init.zeros_(self.residual[-1].bias)
+        self.summary = mlp(n_latent, n_hidden, n_summary, n_layers=1)
+        self.residual = mlp(n_embedding + n_summary, n_hidden, n_embedding, n_layers=1, zero=True)
         self.register_buffer("shrinkage", torch.tensor(0.1))
         self.register_buffer("pooled_cov", torch.eye(n_latent))
         self.register_buffer("centre", torch.zeros(m))

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
-from torch import Tensor, nn
+from torch import Tensor
 
+from scgde._networks import mlp
 from scgde.generators.base import Generator
 
 
@@ -30,15 +31,7 @@ class FlowGenerator(Generator):
     def __init__(self, n_latent: int, n_condition: int, n_hidden: int = 128, n_steps: int = 8) -> None:
         super().__init__(n_latent, n_condition, n_hidden)
         self.n_steps = n_steps
-        self.velocity_net = nn.Sequential(
-            nn.Linear(n_latent + n_condition + 3, n_hidden),
-            nn.SiLU(),
-            nn.Linear(n_hidden, n_hidden),
-            nn.SiLU(),
-            nn.Linear(n_hidden, n_latent),
-        )
-        nn.init.zeros_(self.velocity_net[-1].weight)
-        nn.init.zeros_(self.velocity_net[-1].bias)
+        self.velocity_net = mlp(n_latent + n_condition + 3, n_hidden, n_latent, zero=True)
 
     def velocity(self, y: Tensor, t: Tensor, condition: Tensor) -> Tensor:
         """Velocity at ``y`` ``(cells, n_latent)`` and time ``t`` ``(cells, 1)``."""

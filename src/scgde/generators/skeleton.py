@@ -25,6 +25,10 @@ class AffineSkeleton(nn.Module):
     #: Smallest standard deviation of a frame's axis; keeps the frame invertible.
     floor = 1e-2
 
+    z_mean: Tensor
+    whitening: Tensor
+    spread: Tensor
+
     def __init__(self, n_latent: int, n_embedding: int) -> None:
         super().__init__()
         self.n_latent = n_latent

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from scgde._networks import mlp
 from scgde.generators.base import Generator
 
 
@@ -25,27 +26,13 @@ class VAEGenerator(Generator):
     def __init__(self, n_latent: int, n_condition: int, n_hidden: int = 128) -> None:
         super().__init__(n_latent, n_condition, n_hidden)
         self.n_code = n_latent
-        self.encoder = nn.Sequential(
-            nn.Linear(n_latent + n_condition, n_hidden),
-            nn.SiLU(),
-            nn.Linear(n_hidden, n_hidden),
-            nn.SiLU(),
-            nn.Linear(n_hidden, 2 * self.n_code),
-        )
-        self.decoder = nn.Sequential(
-            nn.Linear(self.n_code + n_condition, n_hidden),
-            nn.SiLU(),
-            nn.Linear(n_hidden, n_hidden),
-            nn.SiLU(),
-            nn.Linear(n_hidden, n_latent),
-        )
+        self.encoder = mlp(n_latent + n_condition, n_hidden, 2 * self.n_code)
+        self.decoder = mlp(self.n_code + n_condition, n_hidden, n_latent, zero=True)
         self.decoder_skip = nn.Linear(self.n_code, n_latent, bias=False)
         self.log_noise = nn.Parameter(torch.full((n_latent,), -0.5 * math.log(2.0)))
         with torch.no_grad():
             # half of a unit variance through the code, half as noise
             self.decoder_skip.weight.copy_(torch.eye(n_latent, self.n_code) * math.sqrt(0.5))
-        nn.init.zeros_(self.decoder[-1].weight)
-        nn.init.zeros_(self.decoder[-1].bias)
 
     def _decode(self, code: Tensor, condition: Tensor) -> Tensor:
         return self.decoder_skip(code) + self.decoder(torch.cat([code, condition], dim=1))

@@ -47,11 +47,18 @@ class ObservationModel(nn.Module):
         Whether there is anything to train before the latents of cells are fixed.
     is_count
         Whether rows are integer counts.
+    size_factor_gain
+        Total count for each unit of size factor.
     """
 
     n_latent: int
     is_learned: bool
     is_count: bool
+    size_factor_gain: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("size_factor_gain", torch.ones(()))
 
     @abstractmethod
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:

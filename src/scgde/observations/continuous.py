@@ -28,6 +28,8 @@ class ContinuousModel(ObservationModel):
 
     is_learned = False
     is_count = False
+    centre: Tensor
+    scale: Tensor
 
     def __init__(self, n_vars: int) -> None:
         super().__init__()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from scvi.distributions import NegativeBinomial, Poisson, ZeroInflatedNegativeBinomial
@@ -82,7 +82,6 @@ class CountModel(ObservationModel):
         if gene_likelihood != "poisson":
             n_dispersion = n_batch if dispersion == "gene-batch" else 1
             self.log_dispersion = nn.Parameter(torch.zeros(n_dispersion, n_vars))
-        self.register_buffer("size_factor_gain", torch.ones(()))
         if self.decoder_dropout is not None:
             # start with next to no zero inflation: a negative binomial explains most zeros
             nn.init.constant_(self.decoder_dropout.bias, -3.0)
@@ -109,7 +108,7 @@ class CountModel(ObservationModel):
         mu = context.library * scale
         if self.gene_likelihood == "poisson":
             return Poisson(rate=mu, scale=scale, validate_args=False)
-        log_theta = self.log_dispersion
+        log_theta: Tensor = self.log_dispersion
         log_theta = log_theta[context.batch[:, 0]] if self.dispersion == "gene-batch" else log_theta.expand_as(mu)
         theta = torch.exp(log_theta.clamp(-8.0, 12.0))
         if self.decoder_dropout is None:
@@ -117,10 +116,10 @@ class CountModel(ObservationModel):
         logits = self.decoder_dropout(hidden)
         return ZeroInflatedNegativeBinomial(mu=mu, theta=theta, zi_logits=logits, scale=scale, validate_args=False)
 
-    def profile(self, law: Distribution) -> Tensor:
+    def profile(self, law: Any) -> Tensor:
         return law.scale
 
-    def draw(self, law: Distribution, generator: torch.Generator) -> Tensor:
+    def draw(self, law: Any, generator: torch.Generator) -> Tensor:
         """Integer counts; scvi's own ``sample`` draws from global randomness, so the mixture is drawn here."""
         if isinstance(law, Poisson):
             return torch.poisson(law.rate, generator=generator)

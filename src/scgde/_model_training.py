@@ -1,0 +1,265 @@
+"""Training of :class:`scgde.GDEModel`."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import warnings
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from scvi import settings
+from scvi.train import TrainRunner
+
+from scgde.contrasts import population_contrasts
+from scgde.data import PopulationDataModule
+from scgde.data.populations import split_by_cell, split_by_column, split_by_population
+from scgde.training import GDETrainingPlan, PhaseEarlyStopping, default_epochs, prepare_population_phase
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+    from scgde.data import CellTable
+    from scgde.module import GDEModule
+
+logger = logging.getLogger(__name__)
+
+FEW_POPULATIONS = 100
+"""Below this many training populations, half of the training sets are mixtures of populations."""
+
+# advice on loader workers and log intervals, and a private deprecation, that no user of this model can act upon
+_LIGHTNING_ADVICE = (
+    ".*does not have many workers.*",
+    "The number of training batches .* is smaller than the logging interval.*",
+    ".*treespec, LeafSpec.*",
+)
+
+
+class TrainingMixin:
+    """Training, splits and what is kept of them."""
+
+    adata: AnnData | None
+    module: GDEModule
+    summary_stats: Any
+    is_trained_: bool
+    train_indices_: Any
+    validation_indices_: Any
+    test_indices_: Any
+
+    if TYPE_CHECKING:
+
+        def _table(self, adata: AnnData | None = None) -> CellTable: ...
+        def _build_module(self, seed: int | None) -> GDEModule: ...
+        def _remember_populations(self, data: PopulationDataModule) -> None: ...
+
+    def train(
+        self,
+        max_epochs: int | None = None,
+        *,
+        accelerator: str = "auto",
+        devices: int | list[int] | str = "auto",
+        train_size: float = 0.9,
+        validation_size: float | None = None,
+        split_by: Literal["cell", "population"] = "cell",
+        split_key: str | None = None,
+        populations_per_batch: int = 32,
+        cells_per_population: int = 64,
+        batch_size: int | None = None,
+        mixing: float | Literal["auto"] = "auto",
+        early_stopping: bool = False,
+        plan_kwargs: dict | None = None,
+        datamodule: PopulationDataModule | None = None,
+        seed: int | None = None,
+        **trainer_kwargs: Any,
+    ) -> None:
+        """Train: first the cell latent, then set encoder and generator.
+
+        Interrupting (Ctrl-C) keeps what was learned; the model stays usable and a warning says how far it got.
+
+        Parameters
+        ----------
+        max_epochs
+            Epochs of both phases together. By default as many as give about 1,500 steps of the cell phase (at most
+            200 passes over the cells) and 800 steps of the population phase.
+        accelerator, devices
+            Passed to the trainer.
+        train_size, validation_size
+            Shares of cells (or populations) to train and validate on; what is left of both is a test set.
+        split_by
+            ``"cell"`` holds out cells of every population, ``"population"`` whole populations.
+        split_key
+            Column of ``obs`` with ``train``, ``validation`` or ``test`` for every cell, in place of a random split.
+        populations_per_batch, cells_per_population
+            Sets in a batch and cells in a set, at most; smaller populations are used whole, larger ones subsampled
+            anew at every step.
+        batch_size
+            Cells in a batch of the cell phase: by default 512, or 128 for fewer than 5,000 cells.
+        mixing
+            Probability that a training set is a mixture of up to three populations. ``"auto"``: one half with fewer
+            than 100 populations, else zero.
+        early_stopping
+            End each phase when its validation loss stops falling.
+        plan_kwargs
+            Options of :class:`~scgde.training.GDETrainingPlan`.
+        datamodule
+            A data module in place of the one built here.
+        seed
+            Makes splits, batches, noise and (for a model never trained before) initial weights repeatable. By default
+            ``scvi.settings.seed``, else fresh.
+        **trainer_kwargs
+            Passed to the trainer.
+        """
+        if self.adata is None:
+            message = "This model has no AnnData to train on; load it with one, or make a new model."
+            raise ValueError(message)
+        seed = settings.seed if seed is None else seed
+        if seed is None:
+            seed = int(np.random.SeedSequence().generate_state(1)[0])
+        elif not self.is_trained_:
+            self.module = self._build_module(seed)
+        if datamodule is None:
+            table = self._table()
+            train_idx, val_idx, test_idx = self._split(table, train_size, validation_size, split_by, split_key, seed)
+            n_populations = len(np.unique(table.codes[train_idx][table.codes[train_idx] >= 0]))
+            if n_populations < 2:
+                message = f"Training cells hold {n_populations} population(s); at least two are needed."
+                raise ValueError(message)
+            datamodule = PopulationDataModule(
+                table,
+                train_idx,
+                val_idx,
+                test_idx,
+                batch_size=batch_size or (512 if len(train_idx) >= 5000 else 128),
+                populations_per_batch=populations_per_batch,
+                cells_per_population=cells_per_population,
+                mixing=(0.5 if n_populations < FEW_POPULATIONS else 0.0) if mixing == "auto" else mixing,
+                seed=seed,
+            )
+        if early_stopping and datamodule.n_val == 0:
+            message = "early_stopping=True needs validation cells; lower train_size."
+            raise ValueError(message)
+        _warn_of_single_cells(datamodule)
+        self._fit_rows(datamodule)
+        options = dict(plan_kwargs or {})
+        learned = self.module.observation.is_learned
+        if learned and options.get("contrast_weight", 1.0) > 0:
+            datamodule.set_contrasts(population_contrasts(datamodule.table, datamodule.train_idx, seed))
+        n_contrasts = 0 if datamodule.contrasts is None else datamodule.contrasts.shape[1]
+        epochs = default_epochs(
+            datamodule.n_cell_batches, datamodule.n_set_batches, learned=learned, max_epochs=max_epochs
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            plan = GDETrainingPlan(self.module, epochs, seed=seed, n_contrasts=n_contrasts, **options)
+        if not learned:
+            prepare_population_phase(self.module, datamodule)
+        if early_stopping:
+            trainer_kwargs["callbacks"] = [*trainer_kwargs.get("callbacks", []), PhaseEarlyStopping()]
+        if datamodule.n_val:
+            # scvi-tools' trainer would never validate
+            trainer_kwargs.setdefault("check_val_every_n_epoch", max(epochs.total // 50, 1))
+        runner = TrainRunner(
+            self,
+            training_plan=plan,
+            data_splitter=datamodule,
+            max_epochs=epochs.total,
+            accelerator=accelerator,
+            devices=devices,
+            reload_dataloaders_every_n_epochs=1,
+            **trainer_kwargs,
+        )
+        self._run(runner, plan, datamodule)
+        self._finish(datamodule, seed)
+
+    def _split(
+        self, table: CellTable, train_size: float, validation_size: float | None, by: str, key: str | None, seed: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        if key is not None:
+            if key not in table.obs:
+                message = f"split_key={key!r} is not in adata.obs; there are {list(table.obs.columns)}."
+                raise KeyError(message)
+            return split_by_column(table.obs[key], key)
+        check_choice("split_by", by, ("cell", "population"))
+        validation_size = 1 - train_size if validation_size is None else validation_size
+        if not (0 < train_size <= 1 and 0 <= validation_size and train_size + validation_size <= 1 + 1e-9):
+            message = (
+                f"train_size={train_size} and validation_size={validation_size} must be shares of at most 1 in all."
+            )
+            raise ValueError(message)
+        split = split_by_cell if by == "cell" else split_by_population
+        return split(table.codes, train_size, validation_size, np.random.default_rng(seed))
+
+    def _fit_rows(self, data: PopulationDataModule) -> None:
+        """Statistics of the training rows that the observation model starts from."""
+        if self.is_trained_:
+            return
+        total = square = np.zeros(self.summary_stats.n_vars)
+        library = 0.0
+        for block in np.array_split(data.train_idx, len(data.train_idx) // 4096 + 1):
+            rows = data.table.rows(block).astype(np.float64)
+            total, square, library = total + rows.sum(0), square + (rows**2).sum(0), library + rows.sum()
+        mean = total / data.n_train
+        variance = square / data.n_train - mean**2
+        gain = 1.0
+        if data.table.size_factor is not None:
+            gain = library / float(data.table.size_factor[data.train_idx].sum())
+        self.module.observation.fit(
+            torch.from_numpy(mean).float(), torch.from_numpy(np.maximum(variance, 0)).float(), gain
+        )
+
+    def _run(self, runner: TrainRunner, plan: GDETrainingPlan, data: PopulationDataModule) -> None:
+        """Run the trainer, keeping what was learned when the user interrupts."""
+        handler = signal.getsignal(signal.SIGINT)
+        try:
+            with warnings.catch_warnings():
+                for text in _LIGHTNING_ADVICE:
+                    warnings.filterwarnings("ignore", message=text)
+                runner()
+            return
+        except (KeyboardInterrupt, SystemExit) as stop:
+            # Lightning turns Ctrl-C into SystemExit(1) and ignores further ones: both would end a notebook's kernel
+            if isinstance(stop, SystemExit) and "KeyboardInterrupt" not in repr(stop.__context__):
+                raise
+        finally:
+            if handler is not None and signal.getsignal(signal.SIGINT) is not handler:
+                signal.signal(signal.SIGINT, handler)
+        phase = "cell" if plan.in_cell_phase else "population"
+        message = (
+            f"Training was interrupted in epoch {runner.trainer.current_epoch + 1} of {plan.epochs.total}, in the {phase} "
+            "phase. The model keeps what it has learned and is usable; call train() again to train further."
+        )
+        if plan.in_cell_phase:
+            prepare_population_phase(self.module, data)
+        self.train_indices, self.validation_indices, self.test_indices = data.train_idx, data.val_idx, data.test_idx
+        self.module.eval()
+        self.is_trained_ = True
+        self.history_ = getattr(runner.trainer.logger, "history", None)
+        warnings.warn(message, UserWarning, stacklevel=3)
+
+    def _finish(self, data: PopulationDataModule, seed: int) -> None:
+        """Keep what getters and generation need once training is done."""
+        self.seed_ = seed
+        for attribute in ("train_indices_", "validation_indices_", "test_indices_"):
+            setattr(self, attribute, np.asarray(getattr(self, attribute), dtype=np.int64))
+        self._remember_populations(data)
+
+
+def _warn_of_single_cells(data: PopulationDataModule) -> None:
+    codes = data.table.codes
+    sizes = np.bincount(codes[codes >= 0])
+    single = int((sizes == 1).sum())
+    if single:
+        warnings.warn(
+            f"{single} of {(sizes > 0).sum()} populations have one cell. They are embedded like any other, without a "
+            "standard error; their spread is taken to be the average one.",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
+def check_choice(name: str, value: object, choices: Any) -> None:
+    """Raise unless ``value`` is one of the choices."""
+    if value not in choices:
+        message = f"{name}={value!r} is not one of {sorted(choices)}."
+        raise ValueError(message)
