@@ -15,7 +15,9 @@ from scgde.inference import encode_cells
 
 
 def run(encoder: str, seed: int, epochs: int | None) -> dict:
-    adata = scgde.datasets.simulate_populations(60, design="lineage", cells_per_population=(1, 500), n_genes=200, seed=seed)
+    adata = scgde.datasets.simulate_populations(
+        60, design="lineage", cells_per_population=(1, 500), n_genes=200, seed=seed
+    )
     scgde.GDEModel.setup_anndata(adata)
     model = scgde.GDEModel(adata, encoder=encoder)
     quiet_train(model, max_epochs=epochs or 30, seed=seed)
@@ -28,7 +30,9 @@ def run(encoder: str, seed: int, epochs: int | None) -> dict:
         shuffled = torch.from_numpy(np.random.default_rng(seed).permutation(len(u)))
         permuted = net(u[shuffled], codes[shuffled], n_sets=k)
         thrice = net(u.repeat(3, 1), codes.repeat(3), n_sets=k)
-        alone = torch.cat([net(u[codes == i], torch.zeros(int((codes == i).sum()), dtype=torch.long)) for i in range(k)])
+        alone = torch.cat(
+            [net(u[codes == i], torch.zeros(int((codes == i).sum()), dtype=torch.long)) for i in range(k)]
+        )
     embedding = model.get_population_embedding()
     cells = model.get_cell_embedding()
     means = np.stack([cells[table.codes == i].mean(0) for i in range(k)])

@@ -118,7 +118,7 @@ def to_vector(mean: Tensor, root: Tensor) -> Tensor:
     """
     d = mean.shape[-1]
     i, j = torch.triu_indices(d, d, device=mean.device)
-    scale = torch.where(i == j, 1.0, math.sqrt(2.0)).to(mean.dtype)
+    scale = mean.new_full(i.shape, math.sqrt(2.0)).masked_fill(i == j, 1.0)
     return torch.cat([mean, root[..., i, j] * scale], dim=-1)
 
 
@@ -126,7 +126,7 @@ def from_vector(vector: Tensor, n_latent: int) -> tuple[Tensor, Tensor]:
     """Inverse of :func:`to_vector`: means ``(*, d)`` and symmetric roots ``(*, d, d)``."""
     mean, flat = vector[..., :n_latent], vector[..., n_latent:]
     i, j = torch.triu_indices(n_latent, n_latent, device=vector.device)
-    scale = torch.where(i == j, 1.0, math.sqrt(0.5)).to(vector.dtype)
+    scale = vector.new_full(i.shape, math.sqrt(0.5)).masked_fill(i == j, 1.0)
     root = vector.new_zeros((*vector.shape[:-1], n_latent, n_latent))
     root[..., i, j] = flat * scale
     root[..., j, i] = flat * scale

@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 def as_keys(key: str | Sequence[str]) -> list[str]:
     """The key column(s) as a list; a single column is a list of one."""
-    keys = [key] if isinstance(key, str) else list(key)
+    keys = [key] if isinstance(key, str) else list(key) if isinstance(key, list | tuple | pd.Index) else []
     if not keys or not all(isinstance(k, str) for k in keys):
         message = f"population_key={key!r} must be a column of adata.obs or a list of such columns."
         raise TypeError(message)
@@ -71,13 +71,7 @@ def population_labels(obs: pd.DataFrame, keys: Sequence[str], unassigned: Sequen
     ValueError
         If two different tuples of a crossed key give one string.
     """
-    absent = [k for k in keys if k not in obs.columns]
-    if absent:
-        message = (
-            f"population_key: {absent} not in adata.obs. Columns that could be populations: "
-            f"{candidate_columns(obs) or 'none (no column has between 2 and n_obs / 2 distinct values)'}."
-        )
-        raise KeyError(message)
+    check_keys(obs, keys)
     parts = pd.DataFrame({k: column_labels(obs[k]) for k in keys})
     missing = parts.isna().any(axis=1) | parts.isin([as_label(u) for u in unassigned]).any(axis=1)
     if len(keys) == 1:
@@ -95,6 +89,17 @@ def population_labels(obs: pd.DataFrame, keys: Sequence[str], unassigned: Sequen
     lookup = dict(zip(map(tuple, distinct.to_numpy()), joined, strict=True))
     tuples = map(tuple, parts.to_numpy())
     return pd.Series([None if m else lookup[t] for t, m in zip(tuples, missing, strict=True)], obs.index, dtype=object)
+
+
+def check_keys(obs: pd.DataFrame, keys: Sequence[str]) -> None:
+    """Raise a KeyError that lists candidates if a key column is absent."""
+    absent = [k for k in keys if k not in obs.columns]
+    if absent:
+        message = (
+            f"population_key: {absent} not in adata.obs. Columns that could be populations: "
+            f"{candidate_columns(obs) or 'none (no column has between 2 and n_obs / 2 distinct values)'}."
+        )
+        raise KeyError(message)
 
 
 def candidate_columns(obs: pd.DataFrame) -> list[str]:
@@ -155,7 +160,7 @@ class PopulationField(BaseAnnDataField):
 
     def validate_field(self, adata: AnnData) -> None:
         super().validate_field(adata)
-        population_labels(adata.obs.iloc[:0], self._keys)
+        check_keys(adata.obs, self._keys)
 
     def _register(self, adata: AnnData, categories: Sequence[str]) -> dict:
         labels = population_labels(adata.obs, self._keys, self._unassigned)
@@ -211,8 +216,8 @@ def split_by_cell(
     order = order[np.argsort(codes[order], kind="stable")]
     bounds = np.flatnonzero(np.diff(codes[order])) + 1
     for rows in np.split(order, bounds):
-        n_validation = int(np.floor(validation_size * len(rows)))
-        n_test = int(np.floor(round((1 - train_size - validation_size) * len(rows), 9)))
+        n_validation = _floor(validation_size * len(rows))
+        n_test = _floor((1 - train_size - validation_size) * len(rows))
         validation.append(rows[:n_validation])
         test.append(rows[n_validation : n_validation + n_test])
         train.append(rows[n_validation + n_test :])
@@ -224,8 +229,8 @@ def split_by_population(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Split whole populations; unassigned cells train. At least two populations are trained on."""
     populations = rng.permutation(np.unique(codes[codes >= 0]))
-    n_validation = int(np.floor(validation_size * len(populations)))
-    n_test = int(np.floor(round((1 - train_size - validation_size) * len(populations), 9)))
+    n_validation = _floor(validation_size * len(populations))
+    n_test = _floor((1 - train_size - validation_size) * len(populations))
     if len(populations) - n_validation - n_test < 2:
         message = (
             f"split_by='population' leaves fewer than two of {len(populations)} populations to train on with "
@@ -254,6 +259,11 @@ def split_by_column(column: pd.Series, name: str) -> tuple[np.ndarray, np.ndarra
         message = f"split_key={name!r}: no cell is marked 'train'."
         raise ValueError(message)
     return train, validation, test
+
+
+def _floor(share: float) -> int:
+    """Whole part of a share of cells, where 1 - 0.9 times ten cells is one cell and not 0.99..."""
+    return int(np.floor(round(share, 9)))
 
 
 def _sorted(parts: list[np.ndarray]) -> np.ndarray:

@@ -1,0 +1,70 @@
+"""Write the tables of results/*.json into docs/benchmarks.md."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+HERE = Path(__file__).parent
+PAGE = HERE.parent / "docs" / "benchmarks.md"
+BEGIN, END = "<!-- benchmark tables -->", "<!-- end of benchmark tables -->"
+
+TITLES = {
+    "simulated_distances": (
+        "Distances against the true Wasserstein-2 distance",
+        "300 simulated populations (30-300 negative binomial cells, 500 genes, 8 latent dimensions); rank and linear "
+        "correlation over all pairs of 60 populations that no part of training saw. `simulated.py`",
+    ),
+    "simulated_batches": (
+        "Batch effect",
+        "The same with two batches that differ two-fold in a third of the genes: share of populations whose nearest "
+        "embedding in the other batch is their own. `simulated.py`",
+    ),
+    "retrieval": (
+        "Replicate retrieval on real data",
+        "Mean reciprocal rank of a population's own other half among held-out cells, at the largest size at which the best "
+        "baseline is at most 0.9. `retrieval.py`",
+    ),
+    "retrieval_mrr": ("Replicate retrieval, all sizes", "Cells per half; 0 is the whole half. `retrieval.py`"),
+    "generation": (
+        "Generated cells against held-out cells",
+        "Medians over populations; bars are what two halves of real cells reach, less the allowance. `generation.py`",
+    ),
+    "generation_vae": ("The same with the VAE generator", "`generation.py --generator vae --name generation_vae`"),
+    "standard_errors": (
+        "Coverage of standard errors",
+        "95 % intervals against the embedding of 100,000 cells of the law: mean and worst coordinate, and the embedding's "
+        "bias in standard deviations at that n with and without the jackknife's correction. `standard_errors.py`",
+    ),
+    "invariance": ("Exactness", "Largest absolute differences. `invariance.py`"),
+}
+
+
+def cell(value: object) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.3g}" if abs(value) < 1e-3 and value else f"{value:.3f}".rstrip("0").rstrip(".")
+    return str(value)
+
+
+def table(rows: list[dict]) -> str:
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
+    lines += ["| " + " | ".join(cell(row.get(name)) for name in names) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    parts = []
+    for name, (title, text) in TITLES.items():
+        path = HERE / "results" / f"{name}.json"
+        if path.exists():
+            content = json.loads(path.read_text())
+            seeds = content["options"]["seeds"]
+            parts.append(f"## {title}\n\n{text} Seeds: {seeds}.\n\n{table(content['table'])}\n")
+    page = PAGE.read_text()
+    head, rest = page.split(BEGIN)
+    tail = rest.split(END)[1] if END in rest else rest
+    PAGE.write_text(f"{head}{BEGIN}\n\n" + "\n".join(parts) + f"\n{END}{tail}")
+    print(f"{len(parts)} tables written to {PAGE.name}")

@@ -1,0 +1,95 @@
+import numpy as np
+import pandas as pd
+import pytest
+from sparse import GCXS
+
+import scgde
+
+
+@pytest.fixture(scope="module")
+def labels(trained):
+    return list(trained.get_population_embedding().index)
+
+
+def test_samples_are_counts_of_the_asked_populations(trained, labels):
+    cells = trained.sample(labels[3:6], 7, seed=0)
+    assert cells.shape == (21, trained.adata.n_vars) and list(cells.var_names) == list(trained.adata.var_names)
+    assert cells.obs["gde_population"].tolist() == list(np.repeat(labels[3:6], 7))
+    assert (cells.X.data == np.round(cells.X.data)).all() and cells.X.min() == 0
+    assert np.isfinite(trained.get_population_embedding(cells)).all(axis=None)
+
+
+def test_sampling_is_repeatable_and_seeds_differ(trained, labels):
+    one, two, three = (trained.sample(labels[3], 5, seed=s).X.toarray() for s in (1, 1, 2))
+    assert (one == two).all() and (one != three).any()
+
+
+def test_library_size_sets_the_total(trained, labels):
+    cells = trained.sample(labels[2], 400, library_size=500.0, seed=0)
+    # a total of negative binomials is over-dispersed: ten percent is several standard errors of its mean
+    assert float(cells.X.sum(1).mean()) == pytest.approx(500, rel=0.1)
+    own = trained.sample(labels[2], 400, seed=0).X.sum(1).mean()
+    real = trained.adata[trained.adata.obs["population"] == labels[2]].X.sum(1).mean()
+    assert float(own) == pytest.approx(float(real), rel=0.2)
+
+
+def test_batches_are_the_populations_own_or_the_asked_one(trained, labels):
+    assert set(trained.sample(labels[2], 50, seed=0).obs["batch"]) == {"batch_0", "batch_1"}
+    assert set(trained.sample(labels[2], 50, batch="batch_1").obs["batch"]) == {"batch_1"}
+
+
+def test_embeddings_and_tuples_name_populations(make_cells, quick_model):
+    model = quick_model(make_cells(6), {"population_key": ["clone", "time"]}, {"max_epochs": 2})
+    z = model.get_population_embedding()
+    parts = tuple(z.index[0].split("|"))
+    by_tuple, by_label = (model.sample(p, 4, seed=0) for p in (parts, z.index[0]))
+    assert (by_tuple.X != by_label.X).nnz == 0
+    assert set(by_tuple.obs["clone"]) == {parts[0]} and set(by_tuple.obs["time"]) == {parts[1]}
+    middle = pd.DataFrame([(z.iloc[0] + z.iloc[1]) / 2], index=["between"])
+    cells = model.sample(middle, 4, seed=0)
+    assert cells.n_obs == 4 and set(cells.obs["gde_population"]) == {"between"}
+    assert list(model.get_population_distances(populations=[parts]).index) == [z.index[0]]
+
+
+def test_generated_populations_resemble_their_own(make_model, train):
+    adata = scgde.datasets.simulate_populations(
+        12, design="independent", cells_per_population=(80, 100), n_genes=60, n_latent=3, seed=0
+    )
+    model = train(make_model(adata, n_embedding=16, n_hidden=64), 60)
+    labels = list(model.get_population_embedding().index)
+    made = model.sample(labels, 200, seed=0)
+    again = model.get_population_embedding(made).loc[labels].to_numpy()
+    z = model.get_population_embedding().loc[labels].to_numpy()
+    distance = np.linalg.norm(again[:, None] - z[None], axis=-1)
+    own = np.diag(distance)
+    others = (distance.sum() - own.sum()) / (distance.size - len(own))
+    # what the embedding of 90 cells and of 200 cells of one law differ by, against distances between laws
+    assert own.mean() < 0.4 * others
+    losses = model.history["elbo_train"].dropna().to_numpy(dtype=float)
+    assert losses[-1] < losses[0] - 1
+
+
+def test_normalized_expression(trained):
+    rows = [0, 5, 9]
+    frame = trained.get_normalized_expression(indices=rows, library_size=1e4)
+    assert list(frame.index) == list(trained.adata.obs_names[rows])
+    np.testing.assert_allclose(frame.sum(axis=1), 1e4, rtol=1e-4)
+    genes = list(trained.adata.var_names[[4, 2]])
+    part = trained.get_normalized_expression(indices=rows, library_size=1e4, gene_list=genes)
+    np.testing.assert_allclose(part, frame[genes], rtol=1e-5)
+    own = trained.get_normalized_expression(indices=rows, library_size="latent", return_numpy=True)
+    np.testing.assert_allclose(own.sum(1), np.asarray(trained.adata[rows].X.sum(1)).ravel(), rtol=1e-4)
+    a, b = (trained.get_normalized_expression(indices=rows, transform_batch=f"batch_{i}") for i in (0, 1))
+    assert np.abs(a - b).max(axis=None) > 0
+    draws = trained.get_normalized_expression(indices=rows, n_samples=3, return_mean=False, seed=0)
+    assert draws.shape == (3, 3, trained.adata.n_vars) and np.ptp(draws, axis=0).max() > 0
+
+
+def test_posterior_predictive_samples(trained):
+    one = trained.posterior_predictive_sample(indices=range(6), seed=0)
+    three = trained.posterior_predictive_sample(
+        indices=range(6), n_samples=3, gene_list=trained.adata.var_names[:5], seed=0
+    )
+    assert isinstance(one, GCXS) and one.shape == (6, trained.adata.n_vars) and three.shape == (6, 5, 3)
+    values = three.todense()
+    assert (values == np.round(values)).all() and (values >= 0).all()

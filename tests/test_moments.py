@@ -1,0 +1,217 @@
+import numpy as np
+import pytest
+import torch
+
+from scgde.geometry import isometry_loss
+from scgde.module import into_frame
+from scgde.moments import PopulationMoments, from_vector, moment_size, moment_vector, to_vector
+from scgde.ot import gaussian_wasserstein, pairwise_gaussian_wasserstein, sqrtm_psd
+
+
+def ragged(sizes, d=3, seed=0):
+    rng = np.random.default_rng(seed)
+    segment = rng.permutation(np.repeat(np.arange(len(sizes)), sizes))
+    u = rng.normal(size=(len(sizes), d))[segment] + rng.normal(size=(len(segment), d)) @ rng.normal(size=(d, d))
+    return torch.tensor(u), torch.tensor(segment)
+
+
+def gaussians(k, n, d=3, seed=0, spread=0.5):
+    """Moments of n cells each of k normal populations whose standard deviations differ by ``spread``."""
+    rng = np.random.default_rng(seed)
+    segment = torch.arange(k).repeat_interleave(n)
+    sd = np.exp(spread * rng.normal(size=(k, d)))
+    u = torch.tensor(sd[segment] * rng.normal(size=(k * n, d)))
+    return PopulationMoments.from_cells(u, segment, k)
+
+
+def test_moments_agree_with_numpy():
+    u, segment = ragged([2, 5, 40])
+    moments = PopulationMoments.from_cells(u, segment, 3)
+    assert moments.n.tolist() == [2, 5, 40]
+    for k in range(3):
+        cells = u[segment == k].numpy()
+        np.testing.assert_allclose(moments.mean[k], cells.mean(0), atol=1e-12)
+        np.testing.assert_allclose(moments.cov[k], np.cov(cells.T), atol=1e-12)
+
+
+def test_one_cell_has_its_own_mean_and_no_covariance():
+    u, segment = ragged([1, 3])
+    moments = PopulationMoments.from_cells(u, segment, 2)
+    assert torch.equal(moments.mean[0], u[segment == 0][0]) and (moments.cov[0] == 0).all()
+
+
+def test_more_rows_than_a_block_give_the_same_moments():
+    u, segment = ragged([40_000, 30_000], d=2)
+    moments = PopulationMoments.from_cells(u, segment, 2)
+    np.testing.assert_allclose(moments.cov[1], np.cov(u[segment == 1].T), atol=1e-10)
+
+
+def test_mixtures_are_the_moments_of_the_pooled_law():
+    # weights proportional to sizes: the mixture of empirical laws is the concatenation
+    u, segment = ragged([10, 20, 30])
+    moments = PopulationMoments.from_cells(u, segment, 3)
+    biased = PopulationMoments(moments.n, moments.mean, moments.cov * ((moments.n - 1) / moments.n)[:, None, None])
+    mixed = biased.mixtures(torch.tensor([[0, 1, 2]]), torch.tensor([[1 / 6, 1 / 3, 1 / 2]], dtype=torch.float64))
+    np.testing.assert_allclose(mixed.mean[0], u.mean(0), atol=1e-12)
+    np.testing.assert_allclose(mixed.cov[0], np.cov(u.T, bias=True), atol=1e-12)
+
+
+def test_mixtures_agree_with_brute_force_in_expectation():
+    generator = torch.Generator().manual_seed(0)
+    mean = torch.tensor([[0.0, 0.0], [2.0, 1.0], [-1.0, 3.0]]).double()
+    root = torch.stack([torch.eye(2), torch.tensor([[0.5, 0.2], [0.2, 1.0]]), 2 * torch.eye(2)]).double()
+    moments = PopulationMoments(torch.full((3,), 100.0), mean, root @ root)
+    weights = torch.tensor([[0.5, 0.2, 0.3]]).double()
+    mixed = moments.mixtures(torch.tensor([[0, 1, 2]]), weights)
+    which = torch.multinomial(weights[0], 200_000, replacement=True, generator=generator)
+    noise = torch.randn(200_000, 2, generator=generator, dtype=torch.float64)
+    draws = mean[which] + torch.einsum("nij,nj->ni", root[which], noise)
+    # standard error of a mean near 0.004, of a second moment near 0.02
+    np.testing.assert_allclose(mixed.mean[0], draws.mean(0), atol=0.02)
+    np.testing.assert_allclose(mixed.cov[0], torch.cov(draws.T), atol=0.08)
+
+
+def test_a_mixture_of_one_is_that_population():
+    moments = gaussians(3, 20)
+    same = moments.mixtures(torch.tensor([[2, 2, 2], [0, 1, 1]]), torch.tensor([[1.0, 0, 0], [1, 0, 0]]).double())
+    np.testing.assert_allclose(same.cov, moments.cov[[2, 0]], atol=1e-12)
+    assert same.n.tolist() == [20, 20]
+
+
+def test_vectors_round_trip():
+    moments = gaussians(5, 20)
+    root = sqrtm_psd(moments.cov)
+    vector = to_vector(moments.mean, root)
+    assert vector.shape == (5, moment_size(3)) == (5, 9)
+    mean, back = from_vector(vector, 3)
+    np.testing.assert_allclose(mean, moments.mean, rtol=1e-12)
+    np.testing.assert_allclose(back, root, rtol=1e-12)
+    np.testing.assert_allclose(moment_vector(moments), vector, atol=1e-12)
+
+
+def test_vectors_are_isometric_to_means_and_roots():
+    moments = gaussians(6, 20)
+    vector, root = moment_vector(moments), sqrtm_psd(moments.cov)
+    for a in range(6):
+        for b in range(a):
+            expected = (moments.mean[a] - moments.mean[b]).square().sum() + (root[a] - root[b]).square().sum()
+            assert float((vector[a] - vector[b]).square().sum()) == pytest.approx(float(expected), rel=1e-10)
+
+
+def test_vector_distance_bounds_gaussian_wasserstein_and_equals_it_where_covariances_commute():
+    moments = gaussians(6, 20)
+    vector = moment_vector(moments)
+    diagonal = PopulationMoments(moments.n, moments.mean, torch.diag_embed(moments.cov.diagonal(dim1=1, dim2=2)))
+    commuting = moment_vector(diagonal)
+    for a in range(6):
+        for b in range(a):
+            exact = float(gaussian_wasserstein(moments.mean[a], moments.cov[a], moments.mean[b], moments.cov[b]))
+            assert float((vector[a] - vector[b]).norm()) >= exact - 1e-9
+            exact = float(gaussian_wasserstein(diagonal.mean[a], diagonal.cov[a], diagonal.mean[b], diagonal.cov[b]))
+            assert float((commuting[a] - commuting[b]).norm()) == pytest.approx(exact, rel=1e-6)
+
+
+# ------------------------------------------------------------------ shrinkage
+
+
+@pytest.mark.parametrize("n", [2, 3, 10, 100, 1000])
+@pytest.mark.parametrize("spread", [0.0, 0.5, 3.0])
+def test_shrinkage_is_a_share(n, spread):
+    assert 0 < gaussians(20, n, spread=spread).shrinkage() <= 1
+
+
+def test_smaller_populations_are_shrunk_more():
+    coefficients = [gaussians(200, n).shrinkage() for n in (5, 20, 100, 500)]
+    assert coefficients == sorted(coefficients, reverse=True) and coefficients[0] > 2 * coefficients[-1]
+
+
+def test_populations_that_differ_more_are_shrunk_less():
+    assert gaussians(200, 20, spread=0.0).shrinkage() > 0.8 > 0.3 > gaussians(200, 20, spread=1.0).shrinkage()
+
+
+def test_smaller_training_sets_are_shrunk_more():
+    moments = gaussians(100, 200)
+    assert moments.shrinkage(10) > moments.shrinkage(50) > moments.shrinkage()
+
+
+def test_shrinking_brings_covariances_closer_to_the_truth():
+    rng = np.random.default_rng(1)
+    sd = np.exp(0.3 * rng.normal(size=(100, 5)))
+    segment = torch.arange(100).repeat_interleave(12)
+    u = torch.tensor(sd[segment] * rng.normal(size=(1200, 5)))
+    raw = PopulationMoments.from_cells(u, segment, 100)
+    truth = torch.diag_embed(torch.tensor(sd**2))
+    shrunk = raw.shrunk(raw.shrinkage(), raw.pooled_covariance())
+    error = [float((m.cov - truth).square().sum()) for m in (raw, shrunk)]
+    assert error[1] < 0.8 * error[0]
+
+
+def test_one_cell_takes_the_pooled_covariance_whole():
+    u, segment = ragged([1, 30])
+    moments = PopulationMoments.from_cells(u, segment, 2)
+    pooled = moments.pooled_covariance()
+    np.testing.assert_allclose(pooled, moments.cov[1], atol=1e-12)
+    np.testing.assert_allclose(moments.shrunk(0.1, pooled).cov[0], pooled, atol=1e-12)
+
+
+def test_single_cells_only_are_no_obstacle():
+    u, segment = ragged([1, 1, 1])
+    moments = PopulationMoments.from_cells(u, segment, 3)
+    assert moments.shrinkage() == 1 and torch.equal(moments.pooled_covariance(), torch.eye(3).double())
+
+
+# --------------------------------------------------------- frame and isometry
+
+
+def test_cells_in_their_own_frame_are_centred_and_white():
+    u, segment = ragged([400, 50])
+    moments = PopulationMoments.from_cells(u, segment, 2)
+    y = into_frame(u, moments, segment)
+    for k, n in enumerate((400, 50)):
+        cells = y[segment == k]
+        np.testing.assert_allclose(cells.mean(0), 0, atol=1e-10)
+        # scaled up by n / (n - 1), what centring on their own mean takes away
+        np.testing.assert_allclose(torch.cov(cells.T), np.eye(3) * n / (n - 1), atol=1e-8)
+
+
+def test_isometry_loss_is_zero_for_isometric_embeddings_and_ignores_units():
+    moments = gaussians(8, 30)
+    points = PopulationMoments(moments.n, moments.mean, torch.eye(3).double().expand(8, 3, 3))
+    assert float(isometry_loss(points.mean, points)) < 1e-10
+    loss = float(isometry_loss(2 * points.mean, points))
+    assert loss == pytest.approx(1, rel=1e-6), "twice the distances: as large an error as the distances themselves"
+    scaled = PopulationMoments(points.n, 7 * points.mean, 49 * points.cov)
+    assert float(isometry_loss(14 * points.mean, scaled)) == pytest.approx(loss, rel=1e-6)
+
+
+def test_isometry_loss_moves_embeddings_and_not_the_populations():
+    moments = gaussians(5, 30)
+    mean = moments.mean.clone().requires_grad_()
+    z = (moments.mean + 0.1 * torch.arange(15).reshape(5, 3)).requires_grad_()
+    isometry_loss(z, PopulationMoments(moments.n, mean, moments.cov)).backward()
+    assert mean.grad is None and z.grad.abs().max() > 0
+
+
+def test_isometry_loss_can_be_trained_to_wasserstein_distances():
+    moments = gaussians(6, 40, d=2)
+    z = torch.randn(6, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64).requires_grad_()
+    optimiser = torch.optim.Adam([z], lr=0.05)
+    for _ in range(300):
+        optimiser.zero_grad()
+        isometry_loss(z, moments).backward()
+        optimiser.step()
+    target = pairwise_gaussian_wasserstein(moments.mean, moments.cov)[tuple(torch.triu_indices(6, 6, 1))]
+    assert np.corrcoef(torch.pdist(z.detach()), target)[0, 1] > 0.99
+
+
+def test_isometry_loss_of_one_population_is_zero_with_finite_gradient():
+    z = torch.ones(1, 3, requires_grad=True)
+    loss = isometry_loss(z, gaussians(1, 5))
+    loss.backward()
+    assert float(loss) == 0 and torch.isfinite(z.grad).all()
+
+
+def test_isometry_loss_of_coinciding_embeddings_has_finite_gradients():
+    z = torch.zeros(3, 2, dtype=torch.float64, requires_grad=True)
+    isometry_loss(z, gaussians(3, 10)).backward()
+    assert torch.isfinite(z.grad).all()
