@@ -219,6 +219,7 @@ def test_skeleton_roots_are_symmetric_and_bounded_below():
     assert torch.linalg.eigvalsh(root).min() > skeleton.floor * 0.99
 
 
+@torch.no_grad()
 def test_skeleton_recovers_moments_that_are_linear_in_the_embedding():
     z = torch.randn(80, 5, generator=seeded())
     mean = z @ torch.randn(5, 2, generator=seeded(1))
