@@ -13,7 +13,7 @@ import pandas as pd
 import scipy.sparse as sp
 from scvi.model._utils import parse_device_args
 
-from scgde.data.cells import locate_matrix
+from scgde.data.cells import locate_matrix, match_genes
 from scgde.serialization import read_model, write_model
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ class ModelFilesMixin:
         }
         state = {name: tensor.detach().cpu() for name, tensor in self.module.state_dict().items()}
         path = os.path.join(dir_path, f"{prefix or ''}model.pt")
-        write_model(path, state, self.get_var_names(), attributes)  # type: ignore[attr-defined]
+        write_model(path, state, self._variables(), attributes)  # type: ignore[attr-defined]
 
     @classmethod
     def load(
@@ -129,11 +129,17 @@ class ModelFilesMixin:
             )
         attached = adata if isinstance(adata, ad.AnnData) else None
         if attached is not None:
+            if registry["setup_args"]["obsm_key"] is None:
+                names = registry["field_registries"]["X"]["state_registry"]["column_names"]
+                match_genes(attached.var_names, pd.Index(np.asarray(names, dtype=object).astype(str)))
             cls.setup_anndata(attached, source_registry=registry, **registry["setup_args"])  # type: ignore[attr-defined]
         params = attributes.pop("init_params_")["non_kwargs"]
-        model = cls(attached, registry=registry, **params)  # type: ignore[call-arg]
+        # built from the saved registry and not from the AnnData: genes are matched to the saved names by name
+        model = cls(None, registry=registry, **params)  # type: ignore[call-arg]
         for name, value in attributes.items():
             setattr(model, name, value)
+        if attached is not None:
+            model._attach(attached)  # type: ignore[attr-defined]
         model.module.load_state_dict(state)
         _, _, target = parse_device_args(
             accelerator=accelerator, devices=device, return_device="torch", validate_single_device=True
@@ -187,7 +193,7 @@ class ModelFilesMixin:
             _, names, attributes = read_model(os.fspath(reference_model))
             args = attributes["registry_"]["setup_args"]
         else:
-            names, args = reference_model.get_var_names(), reference_model.registry_["setup_args"]
+            names, args = reference_model._variables(), reference_model.registry_["setup_args"]
         expected = pd.Index(np.asarray(names, dtype=object).astype(str))
         if return_reference_var_names:
             return expected
@@ -229,6 +235,7 @@ class ModelFilesMixin:
             obs=adata.obs.copy(),
             var=pd.DataFrame(index=expected),
             obsm=dict(adata.obsm),
+            obsp=dict(adata.obsp),
             uns=dict(adata.uns),
             layers={name: arrange(layer) for name, layer in adata.layers.items()},
         )

@@ -131,11 +131,14 @@ class GenerationMixin:
             self._set_covariate(key, value, categorical, continuous)
         x = generate(self.module, np.repeat(z, n_cells, 0), library, batch_codes, categorical, continuous, generator)
         obs = self._sample_obs(labels, n_cells, batch_codes, categorical, continuous)
-        obs[f"{OWN_PREFIX}library_size"] = library
         is_count = self.module.observation.is_count
+        args = self.registry_["setup_args"]
+        if is_count:
+            obs[f"{OWN_PREFIX}library_size"] = library
+        if args["size_factor_key"] is not None:
+            obs[args["size_factor_key"]] = library / float(self.module.observation.size_factor_gain)
         names = pd.Index(np.asarray(self._variables(), dtype=object).astype(str))
         cells = AnnData(X=sp.csr_matrix(x) if is_count else x, obs=obs, var=pd.DataFrame(index=names))
-        args = self.registry_["setup_args"]
         if args["layer"] is not None:
             cells.layers[args["layer"]] = cells.X.copy()
         if args["obsm_key"] is not None:
@@ -217,8 +220,6 @@ class GenerationMixin:
             obs[key] = pd.Categorical(mapping[categorical[:, i]])
         for i, key in enumerate(args["continuous_covariate_keys"] or []):
             obs[key] = continuous[:, i]
-        if args["size_factor_key"] is not None:
-            obs[args["size_factor_key"]] = np.nan
         return obs
 
     @torch.no_grad()

@@ -149,6 +149,25 @@ class GDEModel(TrainingMixin, ModelFilesMixin, EmbeddingMixin, GenerationMixin, 
         )
         self.init_params_ = self._get_init_params(locals())
 
+    @property
+    def adata(self) -> AnnData | None:  # type: ignore[override]
+        """The AnnData that the model is attached to."""
+        return self._adata
+
+    @adata.setter
+    def adata(self, adata: AnnData) -> None:
+        if adata is None:
+            message = "adata cannot be None."
+            raise ValueError(message)
+        self._attach(self._validate_anndata(adata))
+
+    def _attach(self, adata: AnnData) -> None:
+        """Make a registered AnnData the model's own; the registry, and so the order of genes, stays the model's."""
+        self._adata = adata
+        self._adata_manager = self._get_most_recent_anndata_manager(adata, required=True)
+        self._register_manager_for_instance(self._adata_manager)
+        self._check_rows()
+
     def _check_rows(self) -> None:
         args = self.registry_["setup_args"]
         if self.gene_likelihood_ in COUNT_LIKELIHOODS:

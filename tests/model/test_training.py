@@ -7,7 +7,6 @@ import textwrap
 import lightning.pytorch as pl
 import numpy as np
 import pytest
-import rich.pretty  # noqa: F401  (scvi-tools uses it without importing it)
 import scipy.sparse as sp
 import torch
 

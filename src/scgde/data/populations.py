@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+import rich.pretty
 import rich.table
 from scvi.data.fields import BaseAnnDataField
 

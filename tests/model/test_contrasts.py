@@ -1,0 +1,56 @@
+import numpy as np
+import pytest
+
+from scgde.contrasts import discriminant_scores, population_contrasts
+
+
+def components(gap=3.0, k=10, n=40, seed=0):
+    """Cells whose populations differ along the second of five axes, in which most of the spread is along the first."""
+    rng = np.random.default_rng(seed)
+    codes = np.repeat(np.arange(k), n)
+    x = rng.normal(size=(k * n, 5)) * [10, 1, 1, 1, 1]
+    x[:, 1] += gap * rng.normal(size=k)[codes]
+    return x, codes
+
+
+def test_scores_find_the_axis_along_which_populations_differ():
+    x, codes = components()
+    scores = discriminant_scores(x, codes)
+    means = np.stack([x[codes == k, 1].mean() for k in range(10)])
+    first = np.stack([scores[codes == k, 0].mean() for k in range(10)])
+    assert abs(np.corrcoef(means, first)[0, 1]) > 0.99
+    # the axis of most spread, along which populations do not differ, has next to no weight
+    assert abs(np.corrcoef(scores[:, 0], x[:, 0])[0, 1]) < 0.3
+
+
+def test_weight_follows_the_differences_between_populations():
+    norms = [np.square(discriminant_scores(*components(gap))).sum() for gap in (0.3, 3.0)]
+    assert norms[0] < norms[1]
+
+
+def test_units_of_the_axes_do_not_matter():
+    x, codes = components()
+    scores, rescaled = discriminant_scores(x, codes), discriminant_scores(x * 1000, codes)
+    np.testing.assert_allclose(np.abs(scores), np.abs(rescaled), rtol=1e-6)
+
+
+@pytest.mark.parametrize("codes", [[0, 1, 2, 3], [0, 0, -1, -1]])
+def test_nothing_to_learn_without_replicates_of_two_populations(codes, make_cells, make_model):
+    adata = make_cells(6)
+    model = make_model(adata)
+    table = model._table()
+    table.codes[:] = -1
+    table.codes[:4] = codes
+    assert population_contrasts(table, np.arange(adata.n_obs)) is None
+
+
+def test_contrasts_hold_one_finite_row_per_cell_and_no_batch(make_cells, make_model):
+    adata = make_cells(6, n_batches=2, unassigned_fraction=0.1)
+    table = make_model(adata, {"batch_key": "batch"})._table()
+    indices = np.arange(0, adata.n_obs, 2)
+    contrasts = population_contrasts(table, indices, seed=0)
+    assert contrasts.shape[0] == len(indices) and np.isfinite(contrasts).all() and contrasts.dtype == np.float32
+    np.testing.assert_array_equal(contrasts, population_contrasts(table, indices, seed=0))
+    batch = table.batch[indices]
+    gap = np.abs(contrasts[batch == 0].mean(0) - contrasts[batch == 1].mean(0))
+    assert (gap < 0.2 * contrasts.std(0) + 1e-3).all()

@@ -1,0 +1,134 @@
+import numpy as np
+import pytest
+import torch
+
+from scgde.generators import GENERATORS
+from scgde.module import GDEModule
+from scgde.moments import PopulationMoments
+from scgde.observations import ContinuousModel
+from scgde.training import one_cycle
+
+K, N = 24, 50
+
+
+@pytest.fixture
+def cells():
+    """Normal populations of different means and spreads, ``(cells, 3)`` and codes."""
+    rng = np.random.default_rng(0)
+    codes = np.repeat(np.arange(K), N)
+    mean, sd = rng.normal(size=(K, 3)), np.exp(0.4 * rng.normal(size=(K, 3)))
+    u = mean[codes] + sd[codes] * rng.normal(size=(K * N, 3))
+    return torch.tensor(u, dtype=torch.float32), torch.tensor(codes)
+
+
+def make_module(cells, **options):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        module = GDEModule(ContinuousModel(3), n_embedding=12, n_hidden=16, **options)
+    u, codes = cells
+    module.fit_populations(u, torch.zeros_like(u), codes, torch.ones(K, dtype=torch.bool), N)
+    return module.eval()
+
+
+def make_batch(cells, scored=None):
+    u, codes = cells
+    weights = torch.tensor([[1.0, 0.0, 0.0]]).repeat(K, 1)
+    batch = {
+        "u_mean": u,
+        "u_sd": torch.zeros_like(u),
+        "segment": codes,
+        "sources": torch.arange(K)[:, None].repeat(1, 3),
+        "source_weights": weights,
+    }
+    return batch if scored is None else batch | {"scored": scored}
+
+
+@pytest.mark.parametrize("generator", GENERATORS)
+def test_before_any_step_generated_cells_have_the_moments_of_their_population(cells, generator):
+    module = make_module(cells, generator=generator)
+    u, codes = cells
+    with torch.no_grad():
+        z = module.set_encoder(u, codes)
+        made = module.sample_latent(z.repeat_interleave(2000, 0), torch.Generator().manual_seed(0))
+    made = PopulationMoments.from_cells(made, torch.arange(K).repeat_interleave(2000), K)
+    real = PopulationMoments.from_cells(u, codes, K)
+    scale = real.cov.diagonal(dim1=1, dim2=2).sqrt()
+    # spread of a mean over 2,000 draws is 0.02 standard deviations; the embedding keeps all 9 moments
+    assert ((made.mean - real.mean) / scale).abs().max() < 0.2
+    assert (made.cov.diagonal(dim1=1, dim2=2).sqrt() / scale - 1).abs().mean() < 0.1
+
+
+def test_losses_are_finite_and_their_gradients_reach_encoder_and_generator(cells):
+    module = make_module(cells)
+    terms = module.population_loss(make_batch(cells), torch.Generator().manual_seed(0))
+    assert set(terms) == {"loss", "generator", "moments", "isometry"}
+    assert all(torch.isfinite(value) and value.ndim == 0 for value in terms.values())
+    terms["loss"].backward()
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in module.generator.parameters())
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in module.set_encoder.parameters())
+    assert all(torch.isfinite(p.grad).all() for p in module.parameters() if p.grad is not None)
+
+
+def test_emergent_geometry_has_no_isometry_term(cells):
+    assert "isometry" not in make_module(cells, geometry="emergent").population_loss(make_batch(cells))
+
+
+def test_loss_does_not_depend_on_the_order_of_cells(cells):
+    module = make_module(cells, geometry="isometric")
+    order = torch.randperm(K * N, generator=torch.Generator().manual_seed(0))
+    losses = [module.population_loss(make_batch(c)) for c in (cells, (cells[0][order], cells[1][order]))]
+    for term in ("moments", "isometry"):
+        assert float(losses[0][term]) == pytest.approx(float(losses[1][term]), rel=1e-3, abs=1e-6)
+
+
+def test_scored_cells_are_not_encoded(cells):
+    module = make_module(cells)
+    u, codes = cells
+    scored = torch.arange(K * N) % 2 == 0
+    moved = torch.where(scored[:, None], u + 100, u)
+    before, after = (
+        module.population_loss(make_batch((x, codes), scored), torch.Generator().manual_seed(0)) for x in (u, moved)
+    )
+    # the embedding, and with it these terms, sees the other half alone; what is scored is far off
+    assert float(before["isometry"]) == pytest.approx(float(after["isometry"]), rel=1e-6)
+    assert float(after["generator"]) > 10 * float(before["generator"])
+
+
+def test_populations_of_one_cell_are_not_scored_for_their_shape(cells):
+    u, codes = torch.cat([cells[0], torch.full((1, 3), 50.0)]), torch.cat([cells[1], torch.tensor([K])])
+    module = make_module(cells)
+    module.fit_populations(u, torch.zeros_like(u), codes, torch.ones(K + 1, dtype=torch.bool), N)
+    batch = {
+        "u_mean": u[-1:],
+        "u_sd": torch.zeros(1, 3),
+        "segment": torch.tensor([0]),
+        "sources": torch.tensor([[K] * 3]),
+        "source_weights": torch.tensor([[1.0, 0.0, 0.0]]),
+    }
+    terms = module.population_loss(batch)
+    assert float(terms["generator"]) == 0 and torch.isfinite(terms["loss"])
+
+
+def test_training_moments_are_not_part_of_the_model(cells):
+    names = set(make_module(cells).state_dict())
+    assert not {n for n in names if "moments" in n}
+    assert names == set(GDEModule(ContinuousModel(3), n_embedding=12, n_hidden=16).state_dict())
+
+
+def test_noise_comes_from_the_argument(cells):
+    module = make_module(cells)
+    state = torch.get_rng_state()
+    with torch.no_grad():
+        losses = [
+            float(module.population_loss(make_batch(cells), torch.Generator().manual_seed(s))["loss"])
+            for s in (0, 0, 1)
+        ]
+    assert losses[0] == losses[1] != losses[2]
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_learning_rate_rises_then_falls_to_next_to_nothing():
+    rate = np.array([one_cycle(p) for p in np.linspace(0, 1, 101)])
+    assert rate.argmax() == 30 and rate.max() == pytest.approx(1)
+    assert (np.diff(rate[:31]) >= 0).all() and (np.diff(rate[30:]) <= 0).all()
+    assert 0 < rate[-1] < 1e-3 and rate[0] < 0.1
