@@ -2,7 +2,8 @@
 
 Half of each population's cells train. The other half is redrawn into two halves 20 times, whole and thinned to 5-50 cells;
 each half is embedded as a new population and ranks all other halves by distance. Score: mean reciprocal rank (MRR) of the
-own other half, both ways. The bar of each data set is at the largest size at which the best baseline is at most 0.9.
+own other half, both ways. The contrast term of the model was chosen on papalexi and tapseq with seeds 0 and 1: report these
+two sets on other seeds (--first-seed). The bar of each data set is at the largest size at which the best baseline is at most 0.9.
 """
 
 from __future__ import annotations
@@ -153,13 +154,13 @@ def summarise(table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 if __name__ == "__main__":
-    arguments = options(__doc__, sets=",".join(SETS), draws=20, name="retrieval", peers=1)
+    arguments = options(__doc__, sets=",".join(SETS), draws=20, name="retrieval", peers=1, **{"first-seed": 2})
     rows = []
     for name in arguments.sets.split(","):
         if not scgde.datasets.has_dataset(SETS[name][0]):
             print(f"{name}: not available (set SCGDE_DATA_DIR), skipped")
             continue
-        for seed in range(arguments.seeds):
+        for seed in range(arguments.first_seed, arguments.first_seed + arguments.seeds):
             rows += run(name, seed, arguments.epochs, arguments.draws, bool(arguments.peers))
     table = pd.DataFrame(rows)
     mrr, verdicts = summarise(table)
