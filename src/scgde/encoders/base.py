@@ -78,8 +78,9 @@ class SetEncoder(nn.Module):
     def influence(self, u: Tensor, segment: Tensor, n_sets: int) -> tuple[Tensor, Tensor]:
         r"""Embeddings and the empirical influence of every cell.
 
-        With weights ``w`` on the cells of a set, uniform :math:`1/n`, the influence is
-        :math:`\psi_j = n (d\phi/dw_j - \text{mean}_i\, d\phi/dw_i)`; it averages to zero within a set.
+        With weights ``w`` on the cells of a set that sum to one, uniform :math:`1/n`, the influence is
+        :math:`\psi_j = d\phi/dw_j - \text{mean}_i\, d\phi/dw_i`; for a plain mean of features it is a cell's features
+        less their mean. It averages to zero within a set.
         This general form differentiates by the weights, one pass per coordinate.
 
         Returns
@@ -94,7 +95,7 @@ class SetEncoder(nn.Module):
                 for c in range(self.n_embedding)
             ]
         derivative = torch.stack([torch.zeros_like(weight) if c is None else c for c in columns], dim=1)
-        # the weight of one cell is 1 here and 1/n in the definition, which supplies the factor n
+        # weights are 1 here and 1/n in the definition, so that this derivative is n times smaller
         sizes = torch.bincount(segment, minlength=n_sets).to(u.dtype)
         psi = derivative * sizes[segment][:, None]
         return z.detach(), psi - segment_mean(psi, segment, n_sets)[segment]
