@@ -7,6 +7,7 @@ import json
 import logging
 import time
 import warnings
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +53,7 @@ def report(name: str, table: pd.DataFrame, arguments: argparse.Namespace, **fact
     content = {
         "benchmark": name,
         "options": {k: v for k, v in vars(arguments).items() if k != "no_save"},
+        "versions": {name: version(name) for name in ("scgde", "scvi-tools", "torch", "numpy", "scipy", "POT")},
         "threads": torch.get_num_threads(),
         "facts": facts,
         "table": json.loads(table.to_json(orient="records", double_precision=6)),

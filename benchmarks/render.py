@@ -1,4 +1,4 @@
-"""Write the tables of results/*.json into docs/benchmarks.md."""
+"""Write the tables of results/*.json into docs/benchmarks.md, and the first ones into README.md."""
 
 from __future__ import annotations
 
@@ -7,6 +7,11 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "benchmarks.md"
+README = HERE.parent / "README.md"
+IN_README = {
+    "simulated_distances": ("method", "spearman_mean", "spearman_min"),
+    "standard_errors": ("n", "coverage", "worst"),
+}
 BEGIN, END = "<!-- benchmark tables -->", "<!-- end of benchmark tables -->"
 
 TITLES = {
@@ -55,16 +60,27 @@ def table(rows: list[dict]) -> str:
     return "\n".join(lines)
 
 
+def fill(path: Path, begin: str, end: str, text: str) -> None:
+    """Replace what stands between two markers; without the second, only the first is replaced."""
+    head, rest = path.read_text().split(begin)
+    tail = rest.split(end)[1] if end in rest else rest
+    path.write_text(f"{head}{begin}\n\n{text}\n{end}{tail}")
+
+
+def section(name: str, columns: tuple[str, ...] | None = None, level: str = "##") -> str | None:
+    """Heading, text and table of one result; None where there is no result."""
+    path = HERE / "results" / f"{name}.json"
+    if not path.exists():
+        return None
+    content = json.loads(path.read_text())
+    rows = content["table"] if columns is None else [{c: row[c] for c in columns} for row in content["table"]]
+    title, text = TITLES[name]
+    return f"{level} {title}\n\n{text} Seeds: {content['options']['seeds']}.\n\n{table(rows)}\n"
+
+
 if __name__ == "__main__":
-    parts = []
-    for name, (title, text) in TITLES.items():
-        path = HERE / "results" / f"{name}.json"
-        if path.exists():
-            content = json.loads(path.read_text())
-            seeds = content["options"]["seeds"]
-            parts.append(f"## {title}\n\n{text} Seeds: {seeds}.\n\n{table(content['table'])}\n")
-    page = PAGE.read_text()
-    head, rest = page.split(BEGIN)
-    tail = rest.split(END)[1] if END in rest else rest
-    PAGE.write_text(f"{head}{BEGIN}\n\n" + "\n".join(parts) + f"\n{END}{tail}")
-    print(f"{len(parts)} tables written to {PAGE.name}")
+    parts = [part for name in TITLES if (part := section(name))]
+    fill(PAGE, BEGIN, END, "\n".join(parts))
+    first = [part for name, columns in IN_README.items() if (part := section(name, columns, "###"))]
+    fill(README, "<!-- benchmark table -->", "<!-- end of benchmark table -->", "\n".join(first))
+    print(f"{len(parts)} tables written to {PAGE.name}, {len(first)} to {README.name}")

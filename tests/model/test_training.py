@@ -8,6 +8,7 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import scipy.sparse as sp
+import scvi
 import torch
 
 import scgde
@@ -196,6 +197,16 @@ def test_scvi_idiom(trained, capsys):
     repr(trained)
     trained.view_anndata_setup()
     assert "encoder: residual" in capsys.readouterr().out.replace("\n", " ")
+
+
+def test_posterior_predictive_checks_of_scvi_tools_run(trained):
+    cells = trained.adata.copy()
+    cells.X = cells.X.toarray()  # scvi-tools 1.4.2 compares sparse floats in a way that scipy refuses
+    check = scvi.criticism.PosteriorPredictiveCheck(cells, {"gde": trained}, n_samples=2)
+    check.coefficient_of_variation("cells")
+    table = check.metrics["cv_gene"]
+    assert len(table) == cells.n_vars and {"gde", "Raw"} <= set(table.columns)
+    assert np.isfinite(table["gde"]).all() and table["gde"].mean() > 0
 
 
 def test_a_second_call_of_train_goes_on(make_cells, make_model, train):
