@@ -63,6 +63,7 @@ def test_other_errors_and_exits_are_not_swallowed(make_cells, make_model, train)
 def test_a_signal_at_any_moment_ends_training_and_the_next_one_interrupts_as_before(tmp_path):
     code = """
         import os, signal, threading, numpy as np, scgde, lightning.pytorch as pl
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a parent in the background has it ignored
         class Later(pl.Callback):
             def on_train_start(self, trainer, plan):
                 threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()

@@ -111,6 +111,7 @@ def test_interruption_keeps_what_was_learned(phase, make_cells, make_model, trai
 def test_control_c_in_a_script(tmp_path):
     code = """
         import os, signal, warnings, numpy as np, scgde, lightning.pytorch as pl
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a parent in the background has it ignored
         class Interrupt(pl.Callback):
             def on_train_epoch_end(self, trainer, plan):
                 os.kill(os.getpid(), signal.SIGINT)
