@@ -14,7 +14,7 @@ from scvi import settings
 from scgde._constants import LABEL_SEPARATOR, OWN_PREFIX
 from scgde.data.cells import UNSEEN_BATCH
 from scgde.data.populations import as_label, column_labels
-from scgde.generation import CellContexts, find_labels, generate, make_context
+from scgde.generation import CellContexts, find_labels, generate_latents, generate_rows, make_context
 from scgde.inference import embed, encode_cells
 
 if TYPE_CHECKING:
@@ -49,14 +49,17 @@ class GenerationMixin:
         """Keep embeddings and contexts of all populations, so that the model generates without its AnnData."""
         table = data.table
         rng = np.random.default_rng([self.seed_, 2])
-        u, _ = encode_cells(self.module, table, np.arange(table.n_cells))
+        u, sd = encode_cells(self.module, table, np.arange(table.n_cells))
         assigned = data.train_idx[table.codes[data.train_idx] >= 0]
         chosen = rng.choice(assigned, min(MAX_REFERENCE, len(assigned)), replace=False)
         self.reference_ = u[torch.from_numpy(np.sort(chosen))].numpy()
         embedding = embed(self.module.set_encoder, u, table.codes, table.labels, None)
         codes = [table.labels.index(label) for label in embedding.labels]
         gain = float(self.module.observation.size_factor_gain)
-        contexts = CellContexts.from_table(table, np.arange(table.n_cells), codes, gain, rng)
+        with torch.no_grad():  # of draws from the posterior, which is what the generator imitates
+            draws = u + sd * torch.from_numpy(rng.standard_normal(u.shape, dtype=np.float32))
+            expected = self.module.observation.log_library(draws.to(self.module.device))[:, 0].exp().cpu().numpy()
+        contexts = CellContexts.from_table(table, expected, codes, gain, rng)
         self.contexts_ = contexts.to_dict()
         keys = self._population_keys()
         first = {code: i for i, code in reversed(list(enumerate(table.codes)))}
@@ -91,8 +94,8 @@ class GenerationMixin:
         covariates
             Values of covariates to decode under, by column. By default the population's own.
         library_size
-            Expected total count of every cell. By default drawn from the population's own library sizes. For
-            embeddings, "own" means those of the nearest training population.
+            Expected total count of every cell. By default drawn from the population's own library sizes, given the
+            cell's state. For embeddings, "own" means those of the nearest training population.
         seed
             Seed of the draw; ``scvi.settings.seed`` by default, else fresh.
 
@@ -115,7 +118,8 @@ class GenerationMixin:
         rng, generator = self._randomness(seed)
         contexts = CellContexts.from_dict(self.contexts_)
         rows = contexts.draw(np.repeat(nearest, n_cells), rng)
-        library = contexts.library[rows].copy()
+        u, expected = generate_latents(self.module, np.repeat(z, n_cells, 0), generator)
+        library = contexts.matched_library(rows, expected)
         if library_size is not None:
             if not isinstance(library_size, int | float | np.number) or not library_size > 0:
                 message = (
@@ -129,7 +133,7 @@ class GenerationMixin:
         categorical, continuous = contexts.categorical[rows].copy(), contexts.continuous[rows].copy()
         for key, value in (covariates or {}).items():
             self._set_covariate(key, value, categorical, continuous)
-        x = generate(self.module, np.repeat(z, n_cells, 0), library, batch_codes, categorical, continuous, generator)
+        x = generate_rows(self.module, u, library, batch_codes, categorical, continuous, generator)
         obs = self._sample_obs(labels, n_cells, batch_codes, categorical, continuous)
         is_count = self.module.observation.is_count
         args = self.registry_["setup_args"]

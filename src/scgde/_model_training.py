@@ -15,7 +15,13 @@ from scvi.train import TrainRunner
 from scgde.contrasts import population_contrasts
 from scgde.data import PopulationDataModule
 from scgde.data.populations import split_by_cell, split_by_column, split_by_population
-from scgde.training import GDETrainingPlan, PhaseEarlyStopping, default_epochs, prepare_population_phase
+from scgde.training import (
+    GDETrainingPlan,
+    PhaseEarlyStopping,
+    cell_pass_limit,
+    default_epochs,
+    prepare_population_phase,
+)
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -80,8 +86,8 @@ class TrainingMixin:
         Parameters
         ----------
         max_epochs
-            Epochs of both phases together. By default as many as give about 1,500 steps of the cell phase (at most
-            200 passes over the cells) and 800 steps of the population phase.
+            Epochs of both phases together. By default as many as give about 1,500 steps of the cell phase (fewer
+            on small data: :func:`scgde.training.cell_pass_limit`) and 800 steps of the population phase.
         accelerator, devices
             Passed to the trainer.
         train_size, validation_size
@@ -147,7 +153,11 @@ class TrainingMixin:
             datamodule.set_contrasts(population_contrasts(datamodule.table, datamodule.train_idx, seed))
         n_contrasts = 0 if datamodule.contrasts is None else datamodule.contrasts.shape[1]
         epochs = default_epochs(
-            datamodule.n_cell_batches, datamodule.n_set_batches, learned=learned, max_epochs=max_epochs
+            datamodule.n_cell_batches,
+            datamodule.n_set_batches,
+            learned=learned,
+            max_epochs=max_epochs,
+            max_passes=cell_pass_limit(datamodule.n_train, datamodule.table.matrix.shape[1]),
         )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)

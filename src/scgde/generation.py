@@ -34,22 +34,27 @@ class CellContexts:
         Contexts of population k are rows ``offsets[k]`` to ``offsets[k + 1]``, ``(K + 1,)``.
     library, batch
         ``(rows,)``.
+    expected
+        Library sizes expected from the cells' latents, ``(rows,)``. A generated cell gets the size expected from its
+        own latent times the ratio of ``library`` to ``expected`` of the context drawn for it: depth and state go
+        together, and drawn apart they give cells that do not exist.
     categorical, continuous
         ``(rows, n)``.
     """
 
     offsets: np.ndarray
     library: np.ndarray
+    expected: np.ndarray
     batch: np.ndarray
     categorical: np.ndarray
     continuous: np.ndarray
 
     @classmethod
     def from_table(
-        cls, table: CellTable, indices: np.ndarray, codes: Iterable[int], gain: float, rng: np.random.Generator
+        cls, table: CellTable, expected: np.ndarray, codes: Iterable[int], gain: float, rng: np.random.Generator
     ) -> CellContexts:
-        """Contexts of the populations ``codes`` from the given cells."""
-        order = indices[np.argsort(table.codes[indices], kind="stable")]
+        """Contexts of the populations ``codes`` from a table whose cells have the given ``expected`` library sizes."""
+        order = np.argsort(table.codes, kind="stable")
         chosen, offsets = [], [0]
         for code in codes:
             start, stop = np.searchsorted(table.codes[order], [code, code + 1])
@@ -57,13 +62,10 @@ class CellContexts:
             chosen.append(rows if len(rows) <= MAX_CONTEXTS else rng.choice(rows, MAX_CONTEXTS, replace=False))
             offsets.append(offsets[-1] + len(chosen[-1]))
         rows = np.concatenate(chosen)
-        if table.size_factor is not None:
-            library = table.size_factor[rows] * gain
-        else:
-            library = np.concatenate([table.rows(b).sum(1) for b in np.array_split(rows, len(rows) // 1000 + 1)])
         return cls(
             np.array(offsets),
-            library.astype(np.float32),
+            table.library(rows, gain),
+            expected[rows].astype(np.float32),
             table.batch[rows],
             table.categorical[rows],
             table.continuous[rows],
@@ -73,6 +75,14 @@ class CellContexts:
         """A random row of contexts for each entry of ``populations``, with replacement."""
         start, stop = self.offsets[populations], self.offsets[populations + 1]
         return start + np.floor(rng.random(len(populations)) * (stop - start)).astype(np.int64)
+
+    def matched_library(self, rows: np.ndarray, expected: np.ndarray) -> np.ndarray:
+        """Library sizes ``(cells,)`` of new cells with contexts ``rows`` and the sizes expected from their latents.
+
+        They stay within the range of the contexts: an expectation far from any training cell means little.
+        """
+        library = expected * (self.library[rows] / np.maximum(self.expected[rows], 1e-6))
+        return np.clip(library, self.library.min(), self.library.max()).astype(np.float32)
 
     def to_dict(self) -> dict[str, np.ndarray]:
         """Plain arrays by name."""
@@ -85,9 +95,23 @@ class CellContexts:
 
 
 @torch.no_grad()
-def generate(
+def generate_latents(
+    module: GDEModule, z: np.ndarray, generator: torch.Generator, chunk: int = 4096
+) -> tuple[np.ndarray, np.ndarray]:
+    """One latent ``(cells, n_latent)`` for each embedding ``(cells, n_embedding)``, and its expected library size."""
+    module.eval()
+    latents, expected = [], []
+    for start in range(0, len(z), chunk):
+        u = module.sample_latent(torch.from_numpy(z[start : start + chunk]).to(module.device), generator)
+        latents.append(u.cpu().numpy())
+        expected.append(module.observation.log_library(u)[:, 0].exp().cpu().numpy())
+    return np.concatenate(latents), np.concatenate(expected)
+
+
+@torch.no_grad()
+def generate_rows(
     module: GDEModule,
-    z: np.ndarray,
+    u: np.ndarray,
     library: np.ndarray,
     batch: np.ndarray,
     categorical: np.ndarray,
@@ -95,15 +119,15 @@ def generate(
     generator: torch.Generator,
     chunk: int = 4096,
 ) -> np.ndarray:
-    """One row for each embedding ``(cells, n_embedding)`` under the given contexts: ``(cells, n_vars)``."""
+    """One row ``(cells, n_vars)`` for each latent ``(cells, n_latent)`` under the given contexts."""
     module.eval()
     device = module.device
     rows = []
-    for start in range(0, len(z), chunk):
+    for start in range(0, len(u), chunk):
         part = slice(start, start + chunk)
-        u = module.sample_latent(torch.from_numpy(z[part]).to(device), generator)
         context = make_context(library[part], batch[part], categorical[part], continuous[part], device)
-        rows.append(module.observation.draw(module.observation.decode(u, context), generator).cpu().numpy())
+        law = module.observation.decode(torch.from_numpy(u[part]).to(device), context)
+        rows.append(module.observation.draw(law, generator).cpu().numpy())
     return np.concatenate(rows)
 
 

@@ -1,6 +1,8 @@
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.sparse as sp
+from anndata import AnnData
 from sparse import GCXS
 
 import scgde
@@ -93,3 +95,24 @@ def test_posterior_predictive_samples(trained):
     assert isinstance(one, GCXS) and one.shape == (6, trained.adata.n_vars) and three.shape == (6, 5, 3)
     values = three.todense()
     assert (values == np.round(values)).all() and (values >= 0).all()
+
+
+def test_depth_and_state_of_generated_cells_go_together(make_model, train):
+    # cells of high depth express the first half of the genes, cells of low depth the second
+    rng = np.random.default_rng(0)
+    deep = rng.random(1200) < 0.5
+    profile = np.where(deep[:, None] == (np.arange(20) < 10), 1.0, 0.05)
+    counts = rng.poisson(profile / profile.sum(1, keepdims=True) * np.where(deep, 400, 100)[:, None])
+    labels = np.repeat(["a", "b", "c"], 400)
+    adata = AnnData(
+        sp.csr_matrix(counts.astype(np.float32)), obs=pd.DataFrame({"population": labels}, dtype="category")
+    )
+    adata.obs_names = adata.obs_names.astype(str)
+    scgde.GDEModel.setup_anndata(adata)
+    model = train(scgde.GDEModel(adata, n_latent=3, n_embedding=6, n_hidden=32), 60)
+    made = model.sample(["a", "b"], 500, seed=0).X.toarray()
+    total = made.sum(1)
+    share = made[:, :10].sum(1) / total
+    assert np.corrcoef(share, np.log(total))[0, 1] > 0.8
+    fixed = model.sample("a", 500, library_size=200.0, seed=0).X.toarray().sum(1)
+    assert np.log(fixed).std() < 0.5 * np.log(total).std()

@@ -28,7 +28,7 @@ def test_an_interrupted_model_generates_populations_where_they_are(phase, make_c
     adata = make_cells(12)
     model = make_model(adata)
     with pytest.warns(UserWarning, match=f"in the {phase} phase"):
-        train(model, 60, callbacks=[Interrupt(phase, after=10)])
+        train(model, 400, callbacks=[Interrupt(phase, after=10)])
     z, u = model.get_population_embedding(), model.get_latent_representation()
     real = np.stack([u[(adata.obs["population"] == label).to_numpy()].mean(0) for label in z.index])
     rows = torch.tensor(z.to_numpy()).repeat_interleave(4000, 0)

@@ -12,7 +12,7 @@ import scvi
 import torch
 
 import scgde
-from scgde.training import default_epochs
+from scgde.training import cell_pass_limit, default_epochs
 
 FORMATS = {
     "csc": sp.csc_matrix,
@@ -71,6 +71,13 @@ def test_every_choice_trains_and_generates(options, make_cells, quick_model):
     assert np.isfinite(z).all() and np.abs(z - z[0]).max() > 0
     counts = model.sample(model.get_population_embedding().index[:2], 5).X
     assert (counts.data == np.round(counts.data)).all() and counts.data.min() > 0
+
+
+def test_small_data_get_fewer_passes():
+    assert cell_pass_limit(990, 6998) == 18
+    assert cell_pass_limit(10, 20_000) == 15
+    assert cell_pass_limit(10**6, 2000) == 200
+    assert default_epochs(1, 1, learned=True, max_epochs=None, max_passes=18).cells == 18
 
 
 def test_default_length_is_counted_in_steps():

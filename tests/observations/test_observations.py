@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from scgde.observations import COUNT_LIKELIHOODS, Context, ContinuousModel, CountModel
+from scgde.observations.counts import GENE_GAIN
 
 
 def make_counts(likelihood="zinb", n_vars=20, **options):
@@ -88,7 +89,7 @@ def test_the_decoder_sees_batch_and_covariates():
 @torch.no_grad()
 def test_dispersion_can_differ_between_batches():
     model = make_counts("nb", n_batch=2, dispersion="gene-batch")
-    model.log_dispersion[1] = 2.0
+    model.scaled_log_dispersion[1] = 2.0 / GENE_GAIN
     laws = [model.decode(torch.zeros(1, 3), make_context(1, batch=b)) for b in (0, 1)]
     np.testing.assert_allclose(laws[0].theta, 1.0)
     np.testing.assert_allclose(laws[1].theta, np.exp(2.0), rtol=1e-6)
@@ -127,3 +128,15 @@ def test_constant_rows_give_finite_latents():
     model = ContinuousModel(2)
     model.fit(torch.ones(2), torch.zeros(2), 1.0)
     assert torch.isfinite(model.encode(torch.ones(3, 2))[0]).all()
+
+
+@torch.no_grad()
+def test_library_size_is_predicted_from_the_latent():
+    model, generator = make_counts(n_vars=5), torch.Generator().manual_seed(0)
+    u = torch.randn(4000, 3, generator=generator)
+    assert torch.equal(model.log_library(u), torch.zeros(4000, 1))
+    log_library = 7 + u[:, :1] - 0.5 * u[:, 1:2] * u[:, 2:]
+    model.fit_library(u, (log_library + 0.3 * torch.randn(4000, 1, generator=generator)).exp())
+    near = (u.abs() < 3).all(1)
+    assert (model.log_library(u) - log_library)[near].abs().max() < 0.1
+    assert model.log_library(torch.full((1, 3), 1e6)).isfinite().all()

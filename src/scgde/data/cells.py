@@ -68,6 +68,13 @@ class CellTable:
         block = block.toarray() if sp.issparse(block) else np.asarray(block)
         return np.ascontiguousarray(block, dtype=np.float32)
 
+    def library(self, indices: np.ndarray, gain: float) -> np.ndarray:
+        """Library sizes of cells, ``(len(indices),)``: total counts, or size factors times ``gain``."""
+        if self.size_factor is not None:
+            return (self.size_factor[indices] * gain).astype(np.float32)
+        blocks = np.array_split(indices, len(indices) // 1000 + 1)
+        return np.concatenate([self.rows(block).sum(1) for block in blocks]).astype(np.float32)
+
 
 def cell_table(adata: AnnData, registry: dict, *, is_training: bool = False) -> CellTable:
     """Read an AnnData as the registry of a model demands; nothing is written to it.

@@ -80,6 +80,13 @@ class ObservationModel(nn.Module):
         """Library size of rows, ``(cells, 1)``; ones where rows have none."""
         return torch.ones_like(x[:, :1])
 
+    def log_library(self, u: Tensor) -> Tensor:
+        """Expected log library size of cells with latents ``(cells, n_latent)``, ``(cells, 1)``; zeros without one."""
+        return torch.zeros_like(u[:, :1])
+
+    def fit_library(self, u: Tensor, library: Tensor) -> None:
+        """Learn :meth:`log_library` from draws of latents and library sizes ``(cells, 1)``; a no-op by default."""
+
     def fit(self, mean: Tensor, variance: Tensor, size_factor_gain: float) -> None:
         """Set statistics of the training rows; a no-op by default.
 
