@@ -6,6 +6,8 @@ STAMP := $(VENV)/.installed
 
 # More threads than cores slow a small model down; set it to your number of cores for a large one.
 export OMP_NUM_THREADS ?= 2
+# waiting threads sleep: busy ones make a shared computer many times slower
+export OMP_WAIT_POLICY ?= passive
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test docs docs-full lint bench clean
