@@ -11,6 +11,8 @@ README = HERE.parent / "README.md"
 IN_README = {
     "simulated_distances": ("method", "spearman_mean", "spearman_min"),
     "standard_errors": ("n", "coverage", "worst"),
+    "generation": ("set", "populations", "E generated", "E bar", "R2 mean", "mean bar", "R2 variance", "variance bar"),
+    "retrieval": ("set", "size", "best baseline", "its MRR", "scgde MRR", "95 % over draws", "95 % over populations"),
 }
 BEGIN, END = "<!-- benchmark tables -->", "<!-- end of benchmark tables -->"
 
@@ -40,6 +42,11 @@ TITLES = {
         "Coverage of standard errors",
         "95 % intervals against the embedding of 100,000 cells of the law: mean and worst coordinate, and the embedding's "
         "bias in standard deviations at that n with and without the jackknife's correction. `standard_errors.py`",
+    ),
+    "cell_phase": (
+        "Passes over the cells",
+        "Evidence bound of held-out cells (lower is better) by passes in training; `limit` is the package's own choice, and `run` what "
+        "it came to. `cell_phase.py`",
     ),
     "invariance": ("Exactness", "Largest absolute differences. `invariance.py`"),
 }
@@ -73,7 +80,7 @@ def section(name: str, columns: tuple[str, ...] | None = None, level: str = "##"
     if not path.exists():
         return None
     content = json.loads(path.read_text())
-    rows = content["table"] if columns is None else [{c: row[c] for c in columns} for row in content["table"]]
+    rows = content["table"] if columns is None else [{c: row.get(c) for c in columns} for row in content["table"]]
     title, text = TITLES[name]
     return f"{level} {title}\n\n{text} Seeds: {content['options']['seeds']}.\n\n{table(rows)}\n"
 

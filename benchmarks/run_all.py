@@ -7,7 +7,15 @@ import time
 from pathlib import Path
 
 HERE = Path(__file__).parent
-SCRIPTS = ("invariance", "simulated", "generation", "standard_errors", "retrieval")
+RUNS = (
+    ("invariance",),
+    ("simulated",),
+    ("generation",),
+    ("generation", "--generator", "vae", "--name", "generation_vae"),
+    ("standard_errors",),
+    ("retrieval",),
+    ("cell_phase",),
+)
 
 if __name__ == "__main__":
     failed = []
@@ -17,9 +25,11 @@ if __name__ == "__main__":
         print(f"demo: exit {code}, {time.time() - start:.0f} s", flush=True)
         if code:
             failed.append("demo")
-    for name in SCRIPTS:
+    for script, *options in RUNS:
         start = time.time()
-        code = subprocess.run([sys.executable, f"{name}.py", *sys.argv[1:]], cwd=HERE, check=False).returncode
+        command = [sys.executable, f"{script}.py", *options, *sys.argv[1:]]
+        code = subprocess.run(command, cwd=HERE, check=False).returncode
+        name = " ".join([script, *options])
         print(f"{name}: exit {code}, {time.time() - start:.0f} s", flush=True)
         if code:
             failed.append(name)

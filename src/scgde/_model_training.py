@@ -149,7 +149,7 @@ class TrainingMixin:
         self._fit_rows(datamodule)
         options = dict(plan_kwargs or {})
         learned = self.module.observation.is_learned
-        if learned and options.get("contrast_weight", 1.0) > 0:
+        if learned and options.get("contrast_weight") != 0:
             datamodule.set_contrasts(population_contrasts(datamodule.table, datamodule.train_idx, seed))
         n_contrasts = 0 if datamodule.contrasts is None else datamodule.contrasts.shape[1]
         epochs = default_epochs(

@@ -109,6 +109,12 @@ def moment_size(n_latent: int) -> int:
     return n_latent + n_latent * (n_latent + 1) // 2
 
 
+def moment_features(u: Tensor) -> Tensor:
+    """Entries of ``u`` ``(cells, d)`` and their products, ``(cells, m)``, whose averages are first and second moments."""
+    i, j = torch.triu_indices(u.shape[1], u.shape[1], device=u.device)
+    return torch.cat([u, u[:, i] * u[:, j]], dim=1)
+
+
 def to_vector(mean: Tensor, root: Tensor) -> Tensor:
     r"""Moment vector ``(*, m)`` of means ``(*, d)`` and symmetric roots ``(*, d, d)``.
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from scgde._networks import mlp
 from scgde.encoders.base import PooledEncoder
-from scgde.moments import PopulationMoments, moment_size, moment_vector, to_vector
+from scgde.moments import PopulationMoments, moment_features, moment_size, moment_vector, to_vector
 from scgde.ot import sqrtm_psd
 
 
@@ -51,8 +51,7 @@ class ResidualEncoder(PooledEncoder):
         self.register_buffer("scale", torch.ones(()))
 
     def features(self, u: Tensor) -> Tensor:
-        i, j = torch.triu_indices(self.n_latent, self.n_latent, device=u.device)
-        return torch.cat([u, u[:, i] * u[:, j], self.summary(u)], dim=1)
+        return torch.cat([moment_features(u), self.summary(u)], dim=1)
 
     def head(self, pooled: Tensor) -> Tensor:
         d, m = self.n_latent, moment_size(self.n_latent)

@@ -9,6 +9,7 @@ from scvi.distributions import NegativeBinomial, Poisson, ZeroInflatedNegativeBi
 from scvi.nn import FCLayers
 from torch import Tensor, nn
 
+from scgde.moments import moment_features, moment_size
 from scgde.observations.base import Context, ObservationModel
 
 if TYPE_CHECKING:
@@ -24,10 +25,8 @@ CountLikelihood = Literal["zinb", "nb", "poisson"]
 
 
 def _quadratic_features(u: Tensor) -> Tensor:
-    """One, the entries of ``u`` and their products, ``(cells, 1 + d + d (d + 1) / 2)``; far entries are pulled in."""
-    u = u.clamp(-4.0, 4.0)
-    i, j = torch.triu_indices(u.shape[1], u.shape[1], device=u.device)
-    return torch.cat([torch.ones_like(u[:, :1]), u, u[:, i] * u[:, j]], dim=1)
+    """One, and the moment features of ``u``, ``(cells, 1 + m)``; far entries are pulled in."""
+    return torch.cat([torch.ones_like(u[:, :1]), moment_features(u.clamp(-4.0, 4.0))], dim=1)
 
 
 class CountModel(ObservationModel):
@@ -92,7 +91,7 @@ class CountModel(ObservationModel):
         )
         self.decoder_scale = nn.Linear(n_hidden, n_vars)
         self.register_buffer("centre", torch.zeros(n_vars))
-        self.register_buffer("library_coefficients", torch.zeros(1 + n_latent + n_latent * (n_latent + 1) // 2))
+        self.register_buffer("library_coefficients", torch.zeros(1 + moment_size(n_latent)))
         if gene_likelihood != "poisson":
             n_dispersion = n_batch if dispersion == "gene-batch" else 1
             self.scaled_log_dispersion = nn.Parameter(torch.zeros(n_dispersion, n_vars))
