@@ -108,7 +108,7 @@ class CountModel(ObservationModel):
     @torch.no_grad()
     def fit(self, mean: Tensor, variance: Tensor, size_factor_gain: float) -> None:
         self.size_factor_gain.fill_(size_factor_gain)
-        # centred inputs halve the steps that training needs
+        # centred inputs need fewer steps of training
         self.centre.copy_(torch.log1p(mean))
         # start from the mean profile: the softmax then has only differences between cells to learn
         self.decoder_scale.bias.copy_((mean + 1e-4).log() - (mean + 1e-4).log().mean())
