@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -35,6 +36,7 @@ class EmbeddingMixin:
     adata: AnnData | None
     gene_likelihood_: str
     is_trained_: bool
+    cells_: str
     train_indices_: np.ndarray
     validation_indices_: np.ndarray
     test_indices_: np.ndarray
@@ -173,7 +175,8 @@ class EmbeddingMixin:
         _, _, embedding, u = self._embed(adata, indices, batch_size)
         chosen = np.arange(len(embedding.labels))
         if populations is not None:
-            wanted = [populations] if isinstance(populations, str) else populations
+            single = isinstance(populations, str | tuple) or np.isscalar(populations)
+            wanted = [populations] if single else populations
             chosen = find_labels([as_label(p) for p in wanted], embedding.labels)
         labels = [embedding.labels[k] for k in chosen]
         index = pd.Index(labels, name="population")
@@ -214,7 +217,7 @@ class EmbeddingMixin:
         ``obs``
             ``gde_n_cells``; ``gde_split`` (``train``, ``validation`` or ``test`` by the part that most cells of a
             population of the model's own AnnData are in, with cells split inside populations all being ``train``;
-            ``query`` for other AnnData); the columns of a crossed key; every column that is constant in each population.
+            ``query`` for other AnnData, and where other cells than those trained on, or in another order, are attached); the columns of a crossed key; every column that is constant in each population.
         ``obsp["gde_distances"]``
             Euclidean distances between embeddings.
         ``uns["gde"]``
@@ -228,7 +231,7 @@ class EmbeddingMixin:
             ("split", self._population_split(adata, rows, embedding)),
         ):
             if f"{OWN_PREFIX}{name}" in obs:
-                message = f"obs has a column {OWN_PREFIX}{name!r}, a name that scgde gives to its own; rename it."
+                message = f"obs has a column {OWN_PREFIX + name!r}, a name that scgde gives to its own; rename it."
                 raise ValueError(message)
             obs[f"{OWN_PREFIX}{name}"] = values
         obs[f"{OWN_PREFIX}split"] = obs[f"{OWN_PREFIX}split"].astype("category")
@@ -298,7 +301,10 @@ class EmbeddingMixin:
         }
 
     def _population_split(self, adata: AnnData | None, rows: np.ndarray, embedding: Embedding) -> list[str]:
-        if adata is not None and adata is not self.adata:
+        # other cells than those trained on may have been attached, or rows taken out in place
+        if (adata is not None and adata is not self.adata) or (
+            self.adata is not None and fingerprint(self.adata.obs_names) != self.cells_
+        ):
             return ["query"] * len(embedding.labels)
         part = np.full(len(self.adata) if self.adata is not None else 0, 3)
         for i, name in enumerate(("train_indices_", "validation_indices_", "test_indices_")):
@@ -309,6 +315,11 @@ class EmbeddingMixin:
         # a population with any training cell was trained on
         first = np.where(counts[:, 0] > 0, 0, counts.argmax(1))
         return [("train", "validation", "test", "query")[i] for i in first]
+
+
+def fingerprint(names: pd.Index) -> str:
+    """Digest of cell names in their order."""
+    return hashlib.sha256("\n".join(names.astype(str)).encode()).hexdigest()
 
 
 def _names(width: int) -> list[str]:
@@ -357,7 +368,10 @@ def _constant_columns(obs: pd.DataFrame, codes: np.ndarray, n: int, keys: list[s
         if str(name).startswith(SCVI_PREFIX):
             continue
         values = obs[name]
-        numbers = pd.factorize(values)[0]  # missing values are one value of their own, -1
+        try:
+            numbers = pd.factorize(values)[0]  # missing values are one value of their own, -1
+        except TypeError:  # lists and the like cannot be compared
+            continue
         if name in keys or (numbers == numbers[first][codes]).all():
             column = values.iloc[first].reset_index(drop=True)
             if isinstance(column.dtype, pd.CategoricalDtype):

@@ -12,6 +12,7 @@ from anndata import AnnData
 from scvi import settings
 
 from scgde._constants import LABEL_SEPARATOR, OWN_PREFIX
+from scgde._model_embedding import _names
 from scgde.data.cells import UNSEEN_BATCH
 from scgde.data.populations import as_label, column_labels
 from scgde.generation import CellContexts, find_labels, generate_latents, generate_rows, make_context
@@ -90,7 +91,8 @@ class GenerationMixin:
         n_cells
             Cells for each population.
         batch
-            Batch to decode under. By default each population's own mix of batches.
+            Batch to decode under, with library sizes of the population's cells in it (of all cells in it, if there are
+            none). By default each population's own mix of batches.
         covariates
             Values of covariates to decode under, by column. By default the population's own.
         library_size
@@ -103,7 +105,8 @@ class GenerationMixin:
         -------
         AnnData of integer counts (of floats for continuous rows), ``n_cells`` for each population in order, with
         ``obs["gde_population"]``, ``obs["gde_library_size"]`` and the columns of the population key, batch and
-        covariates, so that it can be embedded like any other.
+        covariates, so that it can be embedded like any other. A column that is a part of the population key keeps the
+        population's value; what was decoded under is then in ``obs["gde_COLUMN"]``.
 
         Raises
         ------
@@ -111,25 +114,27 @@ class GenerationMixin:
             If a population, batch or category is unknown.
         """
         self._require_trained()
-        if not isinstance(n_cells, int | np.integer) or n_cells < 1:
+        if isinstance(n_cells, bool) or not isinstance(n_cells, int | np.integer) or n_cells < 1:
             message = f"n_cells={n_cells!r} must be a positive integer: the number of cells for each population."
             raise ValueError(message)
         labels, z, nearest = self._resolve(populations)
         rng, generator = self._randomness(seed)
         contexts = CellContexts.from_dict(self.contexts_)
-        rows = contexts.draw(np.repeat(nearest, n_cells), rng)
+        batch_code = None if batch is None else self._batch_code(batch)
+        rows = contexts.draw(np.repeat(nearest, n_cells), rng, batch_code)
         u, expected = generate_latents(self.module, np.repeat(z, n_cells, 0), generator)
         library = contexts.matched_library(rows, expected)
         if library_size is not None:
-            if not isinstance(library_size, int | float | np.number) or not library_size > 0:
+            is_number = isinstance(library_size, int | float | np.number) and not isinstance(library_size, bool)
+            if not is_number or not 0 < library_size < np.inf:
                 message = (
                     f"library_size={library_size!r} must be a positive number: the expected total count of a cell."
                 )
                 raise ValueError(message)
             library[:] = float(library_size)
         batch_codes = contexts.batch[rows]
-        if batch is not None:
-            batch_codes = np.full(len(rows), self._batch_code(batch))
+        if batch_code is not None:
+            batch_codes = np.full(len(rows), batch_code)
         categorical, continuous = contexts.categorical[rows].copy(), contexts.continuous[rows].copy()
         for key, value in (covariates or {}).items():
             self._set_covariate(key, value, categorical, continuous)
@@ -157,6 +162,9 @@ class GenerationMixin:
         """Labels, embeddings and the training population that lends its contexts, for each asked population."""
         known, known_z = list(self.populations_["labels"]), np.asarray(self.populations_["z"])
         if isinstance(populations, pd.DataFrame):
+            expected = _names(known_z.shape[1])
+            if set(expected) == set(populations.columns):
+                populations = populations[expected]
             z = populations.to_numpy(dtype=np.float32)
             if z.ndim != 2 or z.shape[1] != known_z.shape[1]:
                 message = f"populations: embeddings have {z.shape[1]} columns and the model's have {known_z.shape[1]}."
@@ -200,6 +208,9 @@ class GenerationMixin:
             codes = find_labels([as_label(value)], self._mapping("extra_categorical_covs", key), f"covariates[{key!r}]")
             categorical[:, names.index(key)] = codes[0]
         elif key in numbers:
+            if not np.isfinite(float(value)):
+                message = f"covariates[{key!r}]={value!r} must be finite."
+                raise ValueError(message)
             continuous[:, numbers.index(key)] = float(value)
         else:
             message = f"covariates: {key!r} is not a covariate of the model; there are {[*names, *numbers]}."
@@ -212,16 +223,20 @@ class GenerationMixin:
         obs = pd.DataFrame({f"{OWN_PREFIX}population": pd.Categorical(np.repeat(labels, n_cells))}, index=index)
         keys = self._population_keys()
         known = dict(zip(self.populations_["labels"], np.asarray(self.populations_["parts"]), strict=True))
+
+        def own_column(key: str) -> str:
+            return f"{OWN_PREFIX}{key}" if key in keys else key
+
         for i, key in enumerate(keys):
             parts = [known[label][i] if label in known else _part(label, i, len(keys)) for label in labels]
             obs[key] = pd.Categorical(np.repeat(np.array(parts, dtype=object), n_cells))
         args = self.registry_["setup_args"]
         if args["batch_key"] is not None:
             values = np.array(self._mapping("batch", args["batch_key"]), dtype=object)[batch]
-            obs[args["batch_key"]] = pd.Categorical(values)
+            obs[own_column(args["batch_key"])] = pd.Categorical(values)
         for i, key in enumerate(args["categorical_covariate_keys"] or []):
             mapping = np.array(self._mapping("extra_categorical_covs", key), dtype=object)
-            obs[key] = pd.Categorical(mapping[categorical[:, i]])
+            obs[own_column(key)] = pd.Categorical(mapping[categorical[:, i]])
         for i, key in enumerate(args["continuous_covariate_keys"] or []):
             obs[key] = continuous[:, i]
         return obs
@@ -249,6 +264,7 @@ class GenerationMixin:
             )
             raise ValueError(message)
         names = pd.Index(np.asarray(self._variables(), dtype=object).astype(str))
+        gene_list = [gene_list] if isinstance(gene_list, str) else gene_list
         genes = np.arange(len(names)) if gene_list is None else find_labels(gene_list, list(names), "gene_list")
         observation, step = self.module.observation, batch_size or 1024
         self.module.eval()

@@ -12,8 +12,10 @@ import torch
 from scvi import settings
 from scvi.train import TrainRunner
 
+from scgde._model_embedding import fingerprint
 from scgde.contrasts import population_contrasts
 from scgde.data import PopulationDataModule
+from scgde.data.cells import UNSEEN_BATCH
 from scgde.data.populations import split_by_cell, split_by_column, split_by_population
 from scgde.training import (
     GDETrainingPlan,
@@ -49,6 +51,7 @@ class TrainingMixin:
     module: GDEModule
     summary_stats: Any
     is_trained_: bool
+    registry_: dict
     train_indices_: Any
     validation_indices_: Any
     test_indices_: Any
@@ -126,6 +129,12 @@ class TrainingMixin:
             self.module = self._build_module(seed)
         if datamodule is None:
             table = self._table()
+            if (table.batch == UNSEEN_BATCH).any():
+                message = (
+                    f"Values of obs[{self.registry_['setup_args']['batch_key']!r}] are not those of setup_anndata; turn them "
+                    "into strings, and set up again."
+                )
+                raise ValueError(message)
             train_idx, val_idx, test_idx = self._split(table, train_size, validation_size, split_by, split_key, seed)
             n_populations = len(np.unique(table.codes[train_idx][table.codes[train_idx] >= 0]))
             if n_populations < 2:
@@ -217,6 +226,8 @@ class TrainingMixin:
         self.module.observation.fit(
             torch.from_numpy(mean).float(), torch.from_numpy(np.maximum(variance, 0)).float(), gain
         )
+        if data.table.continuous.shape[1]:
+            self.module.observation.fit_covariates(torch.from_numpy(data.table.continuous[data.train_idx]))
 
     def _run(self, runner: TrainRunner, plan: GDETrainingPlan, data: PopulationDataModule) -> None:
         """Run the trainer, keeping what was learned when the user interrupts."""
@@ -252,6 +263,7 @@ class TrainingMixin:
         self.seed_ = seed
         for attribute in ("train_indices_", "validation_indices_", "test_indices_"):
             setattr(self, attribute, np.asarray(getattr(self, attribute), dtype=np.int64))
+        self.cells_ = "" if self.adata is None else fingerprint(self.adata.obs_names)
         self._remember_populations(data)
 
 

@@ -71,10 +71,21 @@ class CellContexts:
             table.continuous[rows],
         )
 
-    def draw(self, populations: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """A random row of contexts for each entry of ``populations``, with replacement."""
+    def draw(self, populations: np.ndarray, rng: np.random.Generator, batch: int | None = None) -> np.ndarray:
+        """A random row of contexts for each entry of ``populations``, with replacement.
+
+        With ``batch``, rows of that batch: the population's own, or any population's where it has none.
+        """
         start, stop = self.offsets[populations], self.offsets[populations + 1]
-        return start + np.floor(rng.random(len(populations)) * (stop - start)).astype(np.int64)
+        if batch is None:
+            return start + np.floor(rng.random(len(populations)) * (stop - start)).astype(np.int64)
+        within = np.flatnonzero(self.batch == batch)
+        if len(within) == 0:
+            return self.draw(populations, rng)
+        first, last = np.searchsorted(within, start), np.searchsorted(within, stop)
+        none = first == last
+        first, last = np.where(none, 0, first), np.where(none, len(within), last)
+        return within[first + np.floor(rng.random(len(populations)) * (last - first)).astype(np.int64)]
 
     def matched_library(self, rows: np.ndarray, expected: np.ndarray) -> np.ndarray:
         """Library sizes ``(cells,)`` of new cells with contexts ``rows`` and the sizes expected from their latents.

@@ -78,7 +78,7 @@ class PopulationMoments:
         scale = pooled.trace().square() + pooled.square().sum()
         noise = (scale / (self.n[used] - 1)).mean()
         signal = (spread - noise).clamp_min(0.0)
-        noise = (scale / (self.n[used].clamp_max(set_size) - 1)).mean()
+        noise = (scale / (self.n[used].clamp_max(set_size) - 1).clamp_min(1)).mean()
         return float((noise / (signal + noise).clamp_min(1e-12)).clamp(1e-3, 1.0))
 
     def shrunk(self, coefficient: float, target: Tensor) -> PopulationMoments:

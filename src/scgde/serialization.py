@@ -25,10 +25,10 @@ def to_plain(value: Any) -> Any:
     TypeError
         If a value has no plain form.
     """
+    if isinstance(value, np.generic):  # first, since np.float64 is a float and np.str_ a str, which files may not hold
+        return to_plain(value.item())
     if value is None or isinstance(value, bool | int | float | str | torch.Tensor):
         return value
-    if isinstance(value, np.generic):
-        return to_plain(value.item())
     if isinstance(value, np.ndarray):
         if value.dtype.kind in "OUS":
             return {_KIND: "array", "items": [to_plain(v) for v in value.ravel().tolist()], "shape": list(value.shape)}

@@ -73,7 +73,8 @@ def default_epochs(
         message = f"max_epochs={max_epochs!r} must be a positive integer."
         raise ValueError(message)
     if not learned:
-        return EpochPlan(0, max_epochs)
+        return EpochPlan(0, int(max_epochs))
+    max_epochs = int(max_epochs)
     share = min(max(round(max_epochs * cells / (cells + sets)), 1), max(max_epochs - 1, 1))
     return EpochPlan(share, max_epochs - share)
 
@@ -245,7 +246,8 @@ def prepare_population_phase(module: GDEModule, data: PopulationDataModule) -> N
     used &= codes >= 0
     device = module.device
     if module.observation.is_count:
-        rows = np.sort(data.train_idx)
+        # cells in no population are often debris, and never generated
+        rows = np.sort(data.train_idx[data.table.codes[data.train_idx] >= 0])
         noise = torch.randn(mean[rows].shape, generator=torch.Generator().manual_seed(0))
         library = data.table.library(rows, float(module.observation.size_factor_gain))
         draws = mean[rows] + sd[rows] * noise
@@ -267,7 +269,7 @@ def one_cycle(progress: float, warmup: float = 0.3) -> float:
 
 
 class PhaseEarlyStopping(pl.Callback):
-    """End a phase when its validation loss has stopped falling, and go back to its best weights.
+    """End a phase when its validation loss has stopped falling; however it ends, go back to its best weights.
 
     The two phases have different losses, so one stopping rule over both would compare what cannot be compared.
 
@@ -289,6 +291,18 @@ class PhaseEarlyStopping(pl.Callback):
         self.phase: bool | None = None
         self.weights: dict[str, Any] | None = None
 
+    def _restore(self, plan: GDETrainingPlan) -> None:
+        if self.weights is not None and self.phase == plan.in_cell_phase:
+            plan.module.load_state_dict(self.weights)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, plan: GDETrainingPlan) -> None:  # type: ignore[override]
+        # before the plan's own hook of this name, which starts the population phase
+        if plan.in_cell_phase and plan.current_epoch + 1 >= plan.epochs.cells:
+            self._restore(plan)
+
+    def on_train_end(self, trainer: pl.Trainer, plan: GDETrainingPlan) -> None:  # type: ignore[override]
+        self._restore(plan)
+
     def on_validation_end(self, trainer: pl.Trainer, plan: GDETrainingPlan) -> None:  # type: ignore[override]
         if trainer.sanity_checking or "validation_loss" not in trainer.callback_metrics:
             return
@@ -303,8 +317,7 @@ class PhaseEarlyStopping(pl.Callback):
         self.waited += 1
         if self.waited < self.patience:
             return
-        assert self.weights is not None
-        plan.module.load_state_dict(self.weights)
+        self._restore(plan)
         phase = "cell" if plan.in_cell_phase else "population"
         logger.info(f"Validation loss of the {phase} phase stopped falling at epoch {trainer.current_epoch}.")
         if plan.in_cell_phase:

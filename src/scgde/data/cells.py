@@ -76,7 +76,7 @@ class CellTable:
         return np.concatenate([self.rows(block).sum(1) for block in blocks]).astype(np.float32)
 
 
-def cell_table(adata: AnnData, registry: dict, *, is_training: bool = False) -> CellTable:
+def cell_table(adata: AnnData, registry: dict) -> CellTable:
     """Read an AnnData as the registry of a model demands; nothing is written to it.
 
     Genes are matched by name: reordered ones are put in order, extra ones dropped.

@@ -49,8 +49,10 @@ def column_labels(column: pd.Series) -> pd.Series:
     longer match the ``3`` of a complete column.
     """
     column = pd.Series(np.asarray(column.astype(object)), index=column.index, dtype=object)
-    present = column.notna()
-    return column.where(~present, column[present].map(as_label).reindex(column.index))
+    present = column.notna().to_numpy()
+    values = column.to_numpy(copy=True)
+    values[present] = [as_label(v) for v in values[present]]  # by position: names of cells may repeat
+    return pd.Series(values, index=column.index, dtype=object)
 
 
 def population_labels(obs: pd.DataFrame, keys: Sequence[str], unassigned: Sequence[str] = ()) -> pd.Series:
@@ -228,9 +230,14 @@ def split_by_cell(
 def split_by_population(
     codes: np.ndarray, train_size: float, validation_size: float, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Split whole populations; unassigned cells train. At least two populations are trained on."""
+    """Split whole populations; unassigned cells train.
+
+    At least two populations are trained on, and one is validated on unless ``validation_size`` is zero.
+    """
     populations = rng.permutation(np.unique(codes[codes >= 0]))
     n_validation = _floor(validation_size * len(populations))
+    if validation_size > 0 and len(populations) > 2:
+        n_validation = max(n_validation, 1)
     n_test = _floor((1 - train_size - validation_size) * len(populations))
     if len(populations) - n_validation - n_test < 2:
         message = (

@@ -87,6 +87,9 @@ class ObservationModel(nn.Module):
     def fit_library(self, u: Tensor, library: Tensor) -> None:
         """Learn :meth:`log_library` from draws of latents and library sizes ``(cells, 1)``; a no-op by default."""
 
+    def fit_covariates(self, continuous: Tensor) -> None:
+        """Take centre and scale of the continuous covariates of the training cells ``(cells, n)``; a no-op by default."""
+
     def fit(self, mean: Tensor, variance: Tensor, size_factor_gain: float) -> None:
         """Set statistics of the training rows; a no-op by default.
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import torch
 from scvi.distributions import NegativeBinomial, Poisson, ZeroInflatedNegativeBinomial
 from scvi.nn import FCLayers
+from sklearn.linear_model import RidgeCV
+from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
 from scgde.moments import moment_features, moment_size
@@ -60,6 +63,8 @@ class CountModel(ObservationModel):
     is_count = True
     centre: Tensor
     library_coefficients: Tensor
+    covariate_centre: Tensor
+    covariate_scale: Tensor
 
     def __init__(
         self,
@@ -91,6 +96,8 @@ class CountModel(ObservationModel):
         )
         self.decoder_scale = nn.Linear(n_hidden, n_vars)
         self.register_buffer("centre", torch.zeros(n_vars))
+        self.register_buffer("covariate_centre", torch.zeros(n_continuous))
+        self.register_buffer("covariate_scale", torch.ones(n_continuous))
         self.register_buffer("library_coefficients", torch.zeros(1 + moment_size(n_latent)))
         if gene_likelihood != "poisson":
             n_dispersion = n_batch if dispersion == "gene-batch" else 1
@@ -127,17 +134,33 @@ class CountModel(ObservationModel):
     @torch.no_grad()
     def fit_library(self, u: Tensor, library: Tensor) -> None:
         # Depth and state go together (large cells, cycling cells, one dominant gene). Ridge regression says how, after
-        # the latent is fixed, so that it never bends the latent.
-        features = _quadratic_features(u).double()
-        target = library[:, 0].double().clamp_min(1e-6).log()
-        centre = target.mean()
-        gram = features.T @ features + torch.eye(features.shape[1], dtype=torch.float64, device=u.device)
-        coefficients = torch.linalg.solve(gram, features.T @ (target - centre))
-        coefficients[0] += centre
-        self.library_coefficients.copy_(coefficients)
+        # the latent is fixed, so that it never bends the latent; its penalty is cross-validated, since small data
+        # have fewer cells than features. Empty cells have no log library size.
+        seen = library[:, 0] > 0
+        if not seen.any():
+            return
+        features = _quadratic_features(u[seen]).double().cpu().numpy()[:, 1:]
+        target = library[seen, 0].double().log().cpu().numpy()
+        scaler = StandardScaler().fit(features)
+        slope, intercept = np.zeros(features.shape[1]), float(target.mean())
+        if len(target) > 2 and np.ptp(target) > 0:
+            ridge = RidgeCV(alphas=np.logspace(-1, 6, 29)).fit(scaler.transform(features), target)
+            slope = ridge.coef_ / scaler.scale_
+            intercept = float(ridge.intercept_ - scaler.mean_ @ slope)
+        coefficients = torch.from_numpy(np.concatenate([[intercept], slope]))
+        self.library_coefficients.copy_(coefficients.to(self.library_coefficients))
+
+    @torch.no_grad()
+    def fit_covariates(self, continuous: Tensor) -> None:
+        self.covariate_centre.copy_(continuous.mean(0))
+        spread = continuous.std(0, correction=0)
+        self.covariate_scale.copy_(torch.where(spread > 0, spread, 1.0))
 
     def decode(self, u: Tensor, context: Context) -> Distribution:
-        inputs = u if context.continuous is None else torch.cat([u, context.continuous], dim=1)
+        inputs = u
+        if context.continuous is not None:
+            # in standard units: an age in years or a count of thousands would drown the latent
+            inputs = torch.cat([u, (context.continuous - self.covariate_centre) / self.covariate_scale], dim=1)
         codes = [] if context.categorical is None else list(context.categorical.split(1, dim=1))
         hidden = self.decoder(inputs, context.batch, *codes)
         scale = torch.softmax(self.decoder_scale(hidden), dim=1)
