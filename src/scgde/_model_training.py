@@ -13,6 +13,7 @@ from scvi import settings
 from scvi.train import TrainRunner
 
 from scgde._model_embedding import fingerprint
+from scgde.components import CellComponents, subsample
 from scgde.contrasts import population_contrasts
 from scgde.data import PopulationDataModule
 from scgde.data.cells import UNSEEN_BATCH
@@ -35,6 +36,9 @@ logger = logging.getLogger(__name__)
 
 FEW_POPULATIONS = 100
 """Below this many training populations, half of the training sets are mixtures of populations."""
+
+MAX_WARM_START = 5_000_000
+"""Entries of the sample of rows that the decoder's linear start is fitted on, at most."""
 
 # advice on loader workers and log intervals, and a private deprecation, that no user of this model can act upon
 _LIGHTNING_ADVICE = (
@@ -155,11 +159,12 @@ class TrainingMixin:
             message = "early_stopping=True needs validation cells; lower train_size."
             raise ValueError(message)
         _warn_of_single_cells(datamodule)
-        self._fit_rows(datamodule)
         options = dict(plan_kwargs or {})
         learned = self.module.observation.is_learned
-        if learned and options.get("contrast_weight") != 0:
-            datamodule.set_contrasts(population_contrasts(datamodule.table, datamodule.train_idx, seed))
+        components = CellComponents.fit(datamodule.table, datamodule.train_idx, seed) if learned else None
+        self._fit_rows(datamodule, components, seed)
+        if components is not None and options.get("contrast_weight") != 0:
+            datamodule.set_contrasts(population_contrasts(datamodule.table, datamodule.train_idx, components))
         n_contrasts = 0 if datamodule.contrasts is None else datamodule.contrasts.shape[1]
         epochs = default_epochs(
             datamodule.n_cell_batches,
@@ -209,8 +214,8 @@ class TrainingMixin:
         split = split_by_cell if by == "cell" else split_by_population
         return split(table.codes, train_size, validation_size, np.random.default_rng(seed))
 
-    def _fit_rows(self, data: PopulationDataModule) -> None:
-        """Statistics of the training rows that the observation model starts from."""
+    def _fit_rows(self, data: PopulationDataModule, components: CellComponents | None, seed: int) -> None:
+        """Statistics of the training rows and the linear model that the observation model starts from."""
         if self.is_trained_:
             return
         total = square = np.zeros(self.summary_stats.n_vars)
@@ -226,6 +231,10 @@ class TrainingMixin:
         self.module.observation.fit(
             torch.from_numpy(mean).float(), torch.from_numpy(np.maximum(variance, 0)).float(), gain
         )
+        if components is not None:
+            limit = max(MAX_WARM_START // self.summary_stats.n_vars, 500)
+            sample = subsample(data.train_idx, limit, seed)
+            self.module.observation.warm_start(components, data.table.rows(sample), data.table.library(sample, gain))
         if data.table.continuous.shape[1]:
             self.module.observation.fit_covariates(torch.from_numpy(data.table.continuous[data.train_idx]))
 

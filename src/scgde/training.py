@@ -192,7 +192,8 @@ class GDETrainingPlan(pl.LightningModule):
             f"reconstruction_loss_{mode}": reconstruction,
             f"kl_local_{mode}": divergence,
         }
-        loss = output.loss
+        # the prior of the weights counts once for all cells
+        loss = output.loss + self.module.observation.penalty() / self.datamodule.n_train
         if self.contrast_head is not None and BATCH_KEYS.CONTRASTS in batch:
             error = self.contrast_head(inference["u"]) - batch[BATCH_KEYS.CONTRASTS]
             contrast = error.square().sum(dim=1).mean()

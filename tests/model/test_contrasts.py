@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from scgde.components import CellComponents
 from scgde.contrasts import discriminant_scores, population_contrasts
 
 
@@ -41,16 +42,19 @@ def test_nothing_to_learn_without_replicates_of_two_populations(codes, make_cell
     table = model._table()
     table.codes[:] = -1
     table.codes[:4] = codes
-    assert population_contrasts(table, np.arange(adata.n_obs)) is None
+    everything = np.arange(adata.n_obs)
+    assert population_contrasts(table, everything, CellComponents.fit(table, everything)) is None
 
 
 def test_contrasts_hold_one_finite_row_per_cell_and_no_batch(make_cells, make_model):
     adata = make_cells(6, n_batches=2, unassigned_fraction=0.1)
     table = make_model(adata, {"batch_key": "batch"})._table()
     indices = np.arange(0, adata.n_obs, 2)
-    contrasts = population_contrasts(table, indices, seed=0)
+    fit = CellComponents.fit(table, indices, seed=0)
+    contrasts = population_contrasts(table, indices, fit)
     assert contrasts.shape[0] == len(indices) and np.isfinite(contrasts).all() and contrasts.dtype == np.float32
-    np.testing.assert_array_equal(contrasts, population_contrasts(table, indices, seed=0))
+    again = CellComponents.fit(table, indices, seed=0)
+    np.testing.assert_array_equal(contrasts, population_contrasts(table, indices, again))
     batch = table.batch[indices]
     gap = np.abs(contrasts[batch == 0].mean(0) - contrasts[batch == 1].mean(0))
     assert (gap < 0.2 * contrasts.std(0) + 1e-3).all()

@@ -10,8 +10,11 @@ import torch
 from torch import nn
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
     from torch.distributions import Distribution
+
+    from scgde.components import CellComponents
 
 
 @dataclass(frozen=True)
@@ -100,3 +103,18 @@ class ObservationModel(nn.Module):
         size_factor_gain
             Total count for each unit of size factor; one where library sizes are observed.
         """
+
+    def warm_start(self, components: CellComponents, rows: np.ndarray, library: np.ndarray) -> None:
+        """Start encoder and decoder of a learned model from principal components of cells; a no-op by default.
+
+        Parameters
+        ----------
+        components
+            Principal components of the training cells.
+        rows, library
+            Rows ``(cells, n_vars)`` and library sizes ``(cells,)`` of a sample of them.
+        """
+
+    def penalty(self) -> Tensor:
+        """Minus the log prior of the weights, a scalar to add to the loss of the whole training set; zero by default."""
+        return torch.zeros((), device=self.size_factor_gain.device)

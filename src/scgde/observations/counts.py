@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -12,7 +13,9 @@ from sklearn.linear_model import RidgeCV
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
+from scgde.components import MAX_COMPONENTS
 from scgde.moments import moment_features, moment_size
+from scgde.observations._loadings import fit_loadings
 from scgde.observations.base import Context, ObservationModel
 
 if TYPE_CHECKING:
@@ -20,9 +23,18 @@ if TYPE_CHECKING:
 
     from torch.distributions import Distribution
 
+    from scgde.components import CellComponents
+
 GENE_GAIN = 5.0
 """Dispersions and zero inflation of genes learn this many times faster than weights. A step moves a parameter by about the
 learning rate, and log dispersions span -3 to 5: a few hundred steps would leave abundant genes far too noisy."""
+
+LOADING_SD = 0.07
+"""Prior standard deviation of a decoder weight that leads to a gene. It is what keeps thousands of genes from being learned
+by heart from a thousand cells, and is nothing beside a hundred thousand."""
+
+LATENT_SD = 0.3
+"""Posterior standard deviation of the latent before training; its prior has one."""
 
 CountLikelihood = Literal["zinb", "nb", "poisson"]
 
@@ -33,11 +45,17 @@ def _quadratic_features(u: Tensor) -> Tensor:
 
 
 class CountModel(ObservationModel):
-    """Variational autoencoder of counts in the manner of scVI (Lopez et al. 2018).
+    """Variational autoencoder of counts in the manner of scVI (Lopez et al. 2018), started from its linear counterpart.
 
-    The encoder sees log counts and never the batch; the decoder is conditioned on batch and covariates. What they
-    explain therefore costs nothing to leave out of ``u`` and something to put in. There is no normalisation layer: it
-    would bend the latent and with it every distance (batch norm would also couple cells).
+    The encoder sees the principal components of log-normalised counts, the depth, and never the batch; the decoder is
+    conditioned on batch and covariates. What they explain therefore costs nothing to leave out of ``u`` and something to
+    put in. There is no normalisation layer: it would bend the latent and with it every distance (batch norm would also
+    couple cells).
+
+    Both halves are a linear map plus a network whose output starts at zero. :meth:`warm_start` sets the linear maps: ``u``
+    to the leading components in units of their spread, and the loadings of genes on them to a regression. Training starts
+    from a fitted factor model, so that a few passes over few cells are enough. Weights that lead to genes have a normal
+    prior (:data:`LOADING_SD`).
 
     Parameters
     ----------
@@ -62,6 +80,8 @@ class CountModel(ObservationModel):
     is_learned = True
     is_count = True
     centre: Tensor
+    axes: Tensor
+    target: Tensor
     library_coefficients: Tensor
     covariate_centre: Tensor
     covariate_scale: Tensor
@@ -84,9 +104,16 @@ class CountModel(ObservationModel):
         self.gene_likelihood = gene_likelihood
         self.dispersion = dispersion
         layers = {"n_hidden": n_hidden, "use_batch_norm": False, "use_layer_norm": False, "dropout_rate": 0.0}
-        self.encoder = FCLayers(n_vars, n_hidden, n_layers=n_layers, **layers)
+        n_components = min(MAX_COMPONENTS, n_vars)
+        self.encoder = FCLayers(n_components + 1, n_hidden, n_layers=n_layers, **layers)
+        self.encoder_linear = nn.Linear(n_components, n_latent, bias=False)
         self.encoder_mean = nn.Linear(n_hidden, n_latent)
         self.encoder_log_var = nn.Linear(n_hidden, n_latent)
+        nn.init.eye_(self.encoder_linear.weight)
+        for head in (self.encoder_mean, self.encoder_log_var):
+            nn.init.zeros_(head.weight)
+            nn.init.zeros_(head.bias)
+        nn.init.constant_(self.encoder_log_var.bias, 2 * math.log(LATENT_SD))
         self.decoder = FCLayers(
             n_latent + n_continuous,
             n_hidden,
@@ -94,8 +121,11 @@ class CountModel(ObservationModel):
             n_layers=max(n_layers - 1, 1),
             **layers,
         )
+        self.decoder_linear = nn.Linear(n_latent, n_vars, bias=False)
         self.decoder_scale = nn.Linear(n_hidden, n_vars)
         self.register_buffer("centre", torch.zeros(n_vars))
+        self.register_buffer("axes", torch.eye(n_vars, n_components))
+        self.register_buffer("target", torch.ones(()))
         self.register_buffer("covariate_centre", torch.zeros(n_continuous))
         self.register_buffer("covariate_scale", torch.ones(n_continuous))
         self.register_buffer("library_coefficients", torch.zeros(1 + moment_size(n_latent)))
@@ -115,15 +145,45 @@ class CountModel(ObservationModel):
     @torch.no_grad()
     def fit(self, mean: Tensor, variance: Tensor, size_factor_gain: float) -> None:
         self.size_factor_gain.fill_(size_factor_gain)
-        # centred inputs need fewer steps of training
-        self.centre.copy_(torch.log1p(mean))
         # start from the mean profile: the softmax then has only differences between cells to learn
         self.decoder_scale.bias.copy_((mean + 1e-4).log() - (mean + 1e-4).log().mean())
 
+    @torch.no_grad()
+    def warm_start(self, components: CellComponents, rows: np.ndarray, library: np.ndarray) -> None:
+        r = len(components.sd)
+        self.target.fill_(components.target)
+        self.centre.copy_(torch.from_numpy(components.centre))
+        # inputs of the network in units of the first component's spread; data of few cells have fewer components
+        unit = max(float(components.sd[0]), 1e-6)
+        self.axes.zero_()[:, :r] = torch.from_numpy(components.axes / unit)
+        d = min(self.n_latent, r)
+        sd = np.maximum(components.sd[:d], 1e-3 * unit)
+        self.encoder_linear.weight.zero_()[range(d), range(d)] = torch.from_numpy(unit / sd).float()
+        u = np.zeros((len(rows), self.n_latent))
+        u[:, :d] = components.scores(rows)[:, :d] / sd
+        seen = library > 0
+        if not seen.any():
+            return
+        overdispersed = self.gene_likelihood != "poisson"
+        intercept, loadings, log_dispersion = fit_loadings(
+            rows[seen], library[seen], u[seen], LOADING_SD, overdispersed=overdispersed
+        )
+        self.decoder_scale.weight.zero_()
+        self.decoder_scale.bias.copy_(torch.from_numpy(intercept))
+        self.decoder_linear.weight.copy_(torch.from_numpy(loadings))
+        if overdispersed:
+            self.scaled_log_dispersion.copy_(torch.from_numpy(log_dispersion / GENE_GAIN))
+
+    def penalty(self) -> Tensor:
+        squares = self.decoder_linear.weight.square().sum() + self.decoder_scale.weight.square().sum()
+        return squares / (2 * LOADING_SD**2)
+
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        hidden = self.encoder(torch.log1p(x) - self.centre)
+        depth = x.sum(dim=1, keepdim=True).clamp_min(1.0)
+        scores = (torch.log1p(x * (self.target / depth)) - self.centre) @ self.axes
+        hidden = self.encoder(torch.cat([scores, torch.log(depth / self.target)], dim=1))
         log_var = self.encoder_log_var(hidden).clamp(-12.0, 6.0)
-        return self.encoder_mean(hidden), torch.exp(0.5 * log_var)
+        return self.encoder_linear(scores) + self.encoder_mean(hidden), torch.exp(0.5 * log_var)
 
     def library(self, x: Tensor) -> Tensor:
         return x.sum(dim=1, keepdim=True)
@@ -163,7 +223,7 @@ class CountModel(ObservationModel):
             inputs = torch.cat([u, (context.continuous - self.covariate_centre) / self.covariate_scale], dim=1)
         codes = [] if context.categorical is None else list(context.categorical.split(1, dim=1))
         hidden = self.decoder(inputs, context.batch, *codes)
-        scale = torch.softmax(self.decoder_scale(hidden), dim=1)
+        scale = torch.softmax(self.decoder_linear(u) + self.decoder_scale(hidden), dim=1)
         mu = context.library * scale
         if self.gene_likelihood == "poisson":
             return Poisson(rate=mu, scale=scale, validate_args=False)

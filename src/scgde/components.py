@@ -1,0 +1,77 @@
+"""Principal components of log-normalised rows: where the cell encoder and the contrasts between populations start."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from sklearn.decomposition import PCA
+
+if TYPE_CHECKING:
+    from scgde.data.cells import CellTable
+
+MAX_COMPONENTS = 50
+MAX_CELLS = 20_000
+MAX_FIT_ENTRIES = 60_000_000
+
+
+@dataclass(frozen=True)
+class CellComponents:
+    r"""Principal axes of :math:`\log(1 + t x / \sum x)`, fitted on training cells that are centred by batch.
+
+    Attributes
+    ----------
+    target
+        The depth ``t`` to which rows are scaled: the median of the cells it was fitted on.
+    centre
+        Mean log-normalised row, ``(n_vars,)``.
+    axes
+        Orthonormal axes, ``(n_vars, r)``.
+    sd
+        Standard deviation of cells within batches along each axis, ``(r,)``, falling.
+    """
+
+    target: float
+    centre: np.ndarray
+    axes: np.ndarray
+    sd: np.ndarray
+
+    @classmethod
+    def fit(cls, table: CellTable, indices: np.ndarray, seed: int = 0) -> CellComponents:
+        """Fit on the cells ``indices`` of a table, or on a random sample of bounded size."""
+        limit = max(min(MAX_CELLS, MAX_FIT_ENTRIES // table.matrix.shape[1]), 500)
+        sample = subsample(indices, limit, seed)
+        rows = table.rows(sample)
+        target = max(float(np.median(rows.sum(1))), 1.0)
+        rows = log_normalised(rows, target)
+        centre = rows.mean(0)
+        # axes along which cells of one batch differ: a batch effect is not what an encoder should look at first
+        batch = table.batch[sample]
+        for b in np.unique(batch):
+            rows[batch == b] -= rows[batch == b].mean(0)
+        n_components = max(min(MAX_COMPONENTS, len(sample) // 4, rows.shape[1] - 1), 1)
+        model = PCA(n_components, svd_solver="randomized", random_state=seed).fit(rows)
+        return cls(target, centre, model.components_.T.copy(), np.sqrt(model.explained_variance_))
+
+    def scores(self, rows: np.ndarray) -> np.ndarray:
+        """Scores ``(cells, r)`` of count rows ``(cells, n_vars)``."""
+        return (log_normalised(rows, self.target) - self.centre) @ self.axes
+
+    def transform(self, table: CellTable, indices: np.ndarray) -> np.ndarray:
+        """Scores ``(len(indices), r)`` in double precision of cells of a table, read block by block."""
+        limit = max(min(MAX_CELLS, MAX_FIT_ENTRIES // table.matrix.shape[1]), 500)
+        blocks = np.array_split(indices, max(int(np.ceil(len(indices) / limit)), 1))
+        return np.concatenate([self.scores(table.rows(block)) for block in blocks]).astype(np.float64)
+
+
+def subsample(indices: np.ndarray, limit: int, seed: int) -> np.ndarray:
+    """At most ``limit`` of the indices, drawn at random, in order."""
+    if len(indices) <= limit:
+        return indices
+    return np.sort(np.random.default_rng(seed).choice(indices, limit, replace=False))
+
+
+def log_normalised(rows: np.ndarray, target: float) -> np.ndarray:
+    """Log of one plus rows scaled to a common total."""
+    return np.log1p(rows * (target / np.maximum(rows.sum(1, keepdims=True), 1.0)))
