@@ -46,7 +46,7 @@ class GDEModule(BaseModuleClass):
         self,
         observation: ObservationModel,
         *,
-        n_embedding: int = 32,
+        n_embedding: int = 64,
         n_hidden: int = 128,
         encoder: str = "residual",
         generator: str = "flow",

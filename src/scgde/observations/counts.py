@@ -154,7 +154,8 @@ class CountModel(ObservationModel):
         self.target.fill_(components.target)
         self.centre.copy_(torch.from_numpy(components.centre))
         # inputs of the network in units of the first component's spread; data of few cells have fewer components
-        unit = max(float(components.sd[0]), 1e-6)
+        unit = float(components.sd[0])
+        unit = unit if unit > 1e-4 else 1.0  # cells that do not differ: nothing to scale up but rounding errors
         self.axes.zero_()[:, :r] = torch.from_numpy(components.axes / unit)
         d = min(self.n_latent, r)
         sd = np.maximum(components.sd[:d], 1e-3 * unit)
