@@ -142,7 +142,7 @@ class GDEModule(BaseModuleClass):
         cov = self.embedding_moments.cov + extra
         self.frame_moments = PopulationMoments(raw.n, raw.mean, cov)
         z = self.set_encoder(mean[rows], dense, n_sets=len(labels))
-        self.skeleton.fit(z, moment_vector(self.frame_moments.select(labels)))
+        self.skeleton.fit(z, moment_vector(self.frame_moments.select(labels)), self.set_encoder.inverse())
 
     def population_loss(self, batch: dict[str, Tensor], generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """Loss of the population phase on K ragged sets.

@@ -4,9 +4,10 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 
+from scgde.encoders import ENCODERS
 from scgde.generators import GENERATORS, AffineSkeleton, FlowGenerator
 from scgde.generators.flow import couple
-from scgde.moments import moment_size, to_vector
+from scgde.moments import PopulationMoments, moment_size, moment_vector, to_vector
 from scgde.ot import wasserstein
 
 
@@ -241,3 +242,28 @@ def test_skeleton_whitens_the_embedding():
     assert condition.mean(0).abs().max() < 1e-4
     # the smallest axis has a hundredth of the largest's variance; the ridge is a thousandth of it
     assert (torch.cov(condition.T) - torch.eye(4)).abs().max() < 0.15
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("encoder", ["residual", "mean"])
+def test_a_population_unlike_all_training_populations_keeps_its_mean(encoder):
+    """Training populations differ along one axis; a new one is shifted along another."""
+    generator = torch.Generator().manual_seed(0)
+    k, n, d = 12, 200, 3
+    codes = torch.arange(k).repeat_interleave(n)
+    shifts = torch.zeros(k, d)
+    shifts[:, 0] = torch.linspace(-2, 2, k)
+    u = torch.randn(k * n, d, generator=generator) + shifts[codes]
+    # exactly no differences along the other axes
+    u[:, 1:] -= torch.zeros(k, d - 1).index_add_(0, codes, u[:, 1:])[codes] / n
+    moments = PopulationMoments.from_cells(u, codes, k)
+    set_encoder = ENCODERS[encoder](d, 16)
+    set_encoder.fit(u, codes, moments, n)
+    skeleton = AffineSkeleton(d, 16)
+    skeleton.fit(set_encoder(u, codes), moment_vector(moments), set_encoder.inverse())
+    new = torch.randn(n, d, generator=generator) + torch.tensor([0.0, 3.0, -1.0])
+    mean, _ = skeleton(set_encoder(new, torch.zeros(n, dtype=torch.long)))
+    np.testing.assert_allclose(mean[0], new.mean(0), atol=0.1)
+    skeleton.fit(set_encoder(u, codes), moment_vector(moments))
+    mean, _ = skeleton(set_encoder(new, torch.zeros(n, dtype=torch.long)))
+    assert (mean[0] - new.mean(0)).abs().max() > 1  # a plain regression loses it

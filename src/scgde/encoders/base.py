@@ -75,6 +75,13 @@ class SetEncoder(nn.Module):
             Number of cells in a training set at most.
         """
 
+    def inverse(self) -> Tensor | None:
+        """Linear map from embeddings back to moment vectors that the encoder starts from, ``(m, n_embedding)``.
+
+        None by default: there is none.
+        """
+        return None
+
     def influence(self, u: Tensor, segment: Tensor, n_sets: int) -> tuple[Tensor, Tensor]:
         r"""Embeddings and the empirical influence of every cell.
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from scgde.encoders.base import PooledEncoder
+from scgde.moments import moment_size
 
 
 class MeanEncoder(PooledEncoder):
@@ -25,3 +26,7 @@ class MeanEncoder(PooledEncoder):
 
     def head(self, pooled: Tensor) -> Tensor:
         return self.linear(pooled)
+
+    def inverse(self) -> Tensor:
+        rows = moment_size(self.n_latent) - self.n_latent
+        return torch.cat([self.linear.weight.detach().T, self.linear.weight.new_zeros(rows, self.n_embedding)])

@@ -66,6 +66,9 @@ class ResidualEncoder(PooledEncoder):
         straight = vector @ self.projection
         return straight + self.residual(torch.cat([straight / self.scale, summary], dim=-1)) * self.scale
 
+    def inverse(self) -> Tensor:
+        return self.projection
+
     @torch.no_grad()
     def fit(self, u: Tensor, segment: Tensor, moments: PopulationMoments, set_size: int) -> None:
         self.pooled_cov.copy_(moments.pooled_covariance())

@@ -58,8 +58,12 @@ class AffineSkeleton(nn.Module):
         return (self.linear(z) - vector).square().sum(1).mean() / self.spread
 
     @torch.no_grad()
-    def fit(self, z: Tensor, vectors: Tensor, ridge: float = 1e-3) -> None:
-        """Ridge regression of moment vectors ``(K, m)`` on embeddings ``(K, n_embedding)``, and the whitening of ``z``."""
+    def fit(self, z: Tensor, vectors: Tensor, inverse: Tensor | None = None, ridge: float = 1e-3) -> None:
+        """Ridge regression of moment vectors ``(K, m)`` on embeddings ``(K, n_embedding)``, and the whitening of ``z``.
+
+        With the encoder's own linear ``inverse`` ``(m, n_embedding)``, the regression corrects it: along axes that training
+        populations do not differ in, a new population is decoded by it alone, where a plain regression would lose it.
+        """
         z64, v64 = z.double(), vectors.double()
         z_mean, v_mean = z64.mean(0), v64.mean(0)
         centred = z64 - z_mean
@@ -67,8 +71,9 @@ class AffineSkeleton(nn.Module):
         values, axes = torch.linalg.eigh(gram)
         top = values[-1].clamp_min(1e-12)
         eye = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-        cross = centred.T @ (v64 - v_mean) / max(len(z64) - 1, 1)
-        weight = torch.linalg.solve(gram + ridge * 1e-2 * top * eye, cross).T
+        start = torch.zeros_like(self.linear.weight, dtype=gram.dtype) if inverse is None else inverse.double()
+        cross = centred.T @ (v64 - v_mean - centred @ start.T) / max(len(z64) - 1, 1)
+        weight = start + torch.linalg.solve(gram + ridge * 1e-2 * top * eye, cross).T
         self.linear.weight.copy_(weight)
         self.linear.bias.copy_(v_mean - weight @ z_mean)
         self.spread.copy_((v64 - v_mean).square().sum(1).mean().clamp_min(1e-8))
