@@ -40,8 +40,7 @@ class CellComponents:
     @classmethod
     def fit(cls, table: CellTable, indices: np.ndarray, seed: int = 0) -> CellComponents:
         """Fit on the cells ``indices`` of a table, or on a random sample of bounded size."""
-        limit = max(min(MAX_CELLS, MAX_FIT_ENTRIES // table.matrix.shape[1]), 500)
-        sample = subsample(indices, limit, seed)
+        sample = subsample(indices, _cells_at_once(table), seed)
         rows = table.rows(sample)
         target = max(float(np.median(rows.sum(1))), 1.0)
         rows = log_normalised(rows, target)
@@ -60,9 +59,13 @@ class CellComponents:
 
     def transform(self, table: CellTable, indices: np.ndarray) -> np.ndarray:
         """Scores ``(len(indices), r)`` in double precision of cells of a table, read block by block."""
-        limit = max(min(MAX_CELLS, MAX_FIT_ENTRIES // table.matrix.shape[1]), 500)
-        blocks = np.array_split(indices, max(int(np.ceil(len(indices) / limit)), 1))
+        blocks = np.array_split(indices, max(int(np.ceil(len(indices) / _cells_at_once(table))), 1))
         return np.concatenate([self.scores(table.rows(block)) for block in blocks]).astype(np.float64)
+
+
+def _cells_at_once(table: CellTable) -> int:
+    """Number of dense rows that are held in memory at a time."""
+    return max(min(MAX_CELLS, MAX_FIT_ENTRIES // table.matrix.shape[1]), 500)
 
 
 def subsample(indices: np.ndarray, limit: int, seed: int) -> np.ndarray:

@@ -17,6 +17,7 @@ from scipy.stats import pearsonr, spearmanr
 
 import scgde
 from scgde import ot
+from scgde.components import log_normalised
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,6 +30,7 @@ N_GENERATED = 200
 """Cells generated for each population shown."""
 
 _N_COMPONENTS = 20
+_DEPTH = 1e4
 
 
 class Size(NamedTuple):
@@ -219,16 +221,11 @@ def _one_per_fate(pop: AnnData) -> list[str]:
     return [str(label) for label in late.groupby("fate", observed=True).tail(1).index]
 
 
-def _log_normalised(adata: AnnData) -> np.ndarray:
-    counts = adata.X.toarray().astype(float)
-    return np.log1p(1e4 * counts / np.maximum(counts.sum(1, keepdims=True), 1.0))
-
-
 def _components(adata: AnnData) -> np.ndarray:
     """Principal components of log-normalised counts, each gene centred in each batch: ``(cells, components)``."""
     from sklearn.decomposition import PCA
 
-    x = _log_normalised(adata)
+    x = log_normalised(adata.X.toarray().astype(float), _DEPTH)
     for batch in adata.obs["batch"].cat.categories:
         rows = (adata.obs["batch"] == batch).to_numpy()
         x[rows] -= x[rows].mean(0)
@@ -237,7 +234,7 @@ def _components(adata: AnnData) -> np.ndarray:
 
 def _profile_correlation(real: AnnData, generated: AnnData, populations: list[str]) -> float:
     """Pearson correlation over genes of mean log expression, averaged over populations."""
-    x, y = _log_normalised(real), _log_normalised(generated)
+    x, y = (log_normalised(a.X.toarray().astype(float), _DEPTH) for a in (real, generated))
     correlations = []
     for label in populations:
         a = x[(real.obs["population"] == label).to_numpy()].mean(0)

@@ -295,13 +295,7 @@ class GDEModel(TrainingMixin, ModelFilesMixin, EmbeddingMixin, GenerationMixin, 
             if key is not None and adata.obs[key].isna().any():
                 message = f"adata.obs[{key!r}] has missing values; fill them or drop those cells."
                 raise ValueError(message)
-        labels = (
-            []
-            if unassigned is None
-            else [unassigned]
-            if isinstance(unassigned, str) or np.isscalar(unassigned)
-            else list(unassigned)
-        )
+        labels: Any = [] if unassigned is None else [unassigned] if np.isscalar(unassigned) else list(unassigned)
         if obsm_key is None:
             rows_field: Any = LayerField(REGISTRY_KEYS.X_KEY, layer, is_count_data=False, correct_data_format=False)
         else:

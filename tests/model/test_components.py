@@ -71,17 +71,32 @@ def test_the_warm_start_fits_cells_better_than_their_mean_profile(cells, likelih
     for start in (False, True):
         torch.manual_seed(0)
         model = CountModel(rows.shape[1], 4, n_hidden=8, gene_likelihood=likelihood)
-        model.fit(torch.from_numpy(rows.mean(0)), torch.from_numpy(rows.var(0)), 1.0)
-        if start:
-            model.warm_start(CellComponents.fit(cells, everything), rows, library)
-        else:
-            model.decoder_scale.weight.zero_()
+        model.warm_start(CellComponents.fit(cells, everything), rows, library)
+        if not start:
+            # the same, dispersions included, with the mean profile for all cells
+            model.decoder_scale.bias.copy_(torch.from_numpy(rows.mean(0) / rows.sum(1).mean() + 1e-9).log())
             model.decoder_linear.weight.zero_()
         x = torch.from_numpy(rows)
         batch = torch.from_numpy(cells.batch)[:, None]
         law = model.decode(model.encode(x)[0], Context(torch.from_numpy(library)[:, None], batch * 0))
         bounds.append(float(law.log_prob(x).sum(1).mean()))
     assert bounds[1] > bounds[0] + 0.5
+
+
+@torch.no_grad()
+def test_the_decoder_starts_at_the_mean_profile(cells):
+    everything = np.arange(cells.n_cells)
+    rows, library = cells.rows(everything), cells.library(everything, 1.0)
+    mean = rows.mean(0) / rows.mean(0).sum()
+    distances = []
+    for start in (False, True):
+        model = CountModel(rows.shape[1], 4, n_hidden=8, gene_likelihood="poisson")
+        if start:
+            model.warm_start(CellComponents.fit(cells, everything), rows, library)
+        context = Context(torch.ones(1, 1), torch.zeros(1, 1, dtype=torch.long))
+        profile = model.profile(model.decode(torch.zeros(1, 4), context))[0]
+        distances.append(float((profile - torch.from_numpy(mean)).abs().sum()))
+    assert distances[1] < 0.5 * distances[0]
 
 
 def test_few_cells_or_genes_give_fewer_components_than_the_latent_is_wide(make_cells, make_model):

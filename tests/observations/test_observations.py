@@ -96,19 +96,6 @@ def test_dispersion_can_differ_between_batches():
 
 
 @torch.no_grad()
-def test_fitting_starts_the_decoder_from_the_mean_profile():
-    model = make_counts("poisson")
-    mean = torch.linspace(0.1, 4, 20)
-    before, after = [], []
-    for into, fit in ((before, False), (after, True)):
-        if fit:
-            model.fit(mean, mean, 1.0)
-        profile = model.profile(model.decode(torch.zeros(1, 3), make_context(1)))[0]
-        into.append(float((profile - mean / mean.sum()).abs().sum()))
-    assert after[0] < 0.5 * before[0]
-
-
-@torch.no_grad()
 def test_continuous_rows_are_standardised_by_one_common_scale():
     rng = np.random.default_rng(0)
     x = torch.tensor(rng.normal(size=(500, 3)) * [5, 1, 0.1] + 7, dtype=torch.float32)

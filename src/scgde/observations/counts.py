@@ -145,8 +145,6 @@ class CountModel(ObservationModel):
     @torch.no_grad()
     def fit(self, mean: Tensor, variance: Tensor, size_factor_gain: float) -> None:
         self.size_factor_gain.fill_(size_factor_gain)
-        # start from the mean profile: the softmax then has only differences between cells to learn
-        self.decoder_scale.bias.copy_((mean + 1e-4).log() - (mean + 1e-4).log().mean())
 
     @torch.no_grad()
     def warm_start(self, components: CellComponents, rows: np.ndarray, library: np.ndarray) -> None:
@@ -160,15 +158,14 @@ class CountModel(ObservationModel):
         d = min(self.n_latent, r)
         sd = np.maximum(components.sd[:d], 1e-3 * unit)
         self.encoder_linear.weight.zero_()[range(d), range(d)] = torch.from_numpy(unit / sd).float()
-        u = np.zeros((len(rows), self.n_latent))
-        u[:, :d] = components.scores(rows)[:, :d] / sd
         seen = library > 0
         if not seen.any():
             return
+        rows, library = rows[seen], library[seen]
+        # the network's part of the encoder still is zero
+        u = self.encode(torch.from_numpy(rows).to(self.axes.device))[0].cpu().numpy()
         overdispersed = self.gene_likelihood != "poisson"
-        intercept, loadings, log_dispersion = fit_loadings(
-            rows[seen], library[seen], u[seen], LOADING_SD, overdispersed=overdispersed
-        )
+        intercept, loadings, log_dispersion = fit_loadings(rows, library, u, LOADING_SD, overdispersed=overdispersed)
         self.decoder_scale.weight.zero_()
         self.decoder_scale.bias.copy_(torch.from_numpy(intercept))
         self.decoder_linear.weight.copy_(torch.from_numpy(loadings))
