@@ -112,13 +112,15 @@ def summarise(table: pd.DataFrame) -> pd.DataFrame:
 
 
 if __name__ == "__main__":
-    arguments = options(__doc__, sets="simulated,papalexi,tapseq,kang,norman", generator="flow", name="generation")
+    arguments = options(
+        __doc__, sets="simulated,papalexi,tapseq,kang,norman", generator="flow", name="generation", **{"n-latent": 20}
+    )
     rows = []
     for name in arguments.sets.split(","):
         if name in REAL and not scgde.datasets.has_dataset(REAL[name][0]):
             print(f"{name}: not available (set SCGDE_DATA_DIR), skipped")
             continue
         for seed in range(arguments.seeds):
-            rows += run(name, seed, arguments.epochs, generator=arguments.generator)
+            rows += run(name, seed, arguments.epochs, generator=arguments.generator, n_latent=arguments.n_latent)
             print(summarise(pd.DataFrame(rows)).tail(2).to_string(index=False), flush=True)
     report(arguments.name, summarise(pd.DataFrame(rows)), arguments)

@@ -37,6 +37,14 @@ TITLES = {
         "Generated cells against held-out cells",
         "Medians over populations; bars are what two halves of real cells reach, less the allowance. `generation.py`",
     ),
+    "retrieval_latent10": (
+        "Replicate retrieval with a narrower cell latent",
+        "10 dimensions in place of 20. `retrieval.py --peers 0 --n-latent 10 --sets papalexi,tapseq --name retrieval_latent10`",
+    ),
+    "generation_latent10": (
+        "Generated cells with a narrower cell latent",
+        "10 dimensions in place of 20. `generation.py --n-latent 10 --sets tapseq,norman --name generation_latent10`",
+    ),
     "generation_vae": ("The same with the VAE generator", "`generation.py --generator vae --name generation_vae`"),
     "standard_errors": (
         "Coverage of standard errors",

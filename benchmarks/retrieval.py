@@ -66,7 +66,7 @@ def scvi_latents(train, test, seed: int, epochs: int | None) -> tuple[np.ndarray
     return peer.get_latent_representation(test.copy()), time.process_time() - start
 
 
-def run(name: str, seed: int, epochs: int | None, draws: int, peers: bool) -> list[dict]:
+def run(name: str, seed: int, epochs: int | None, draws: int, peers: bool, **model_options) -> list[dict]:
     dataset, keys = SETS[name]
     adata = scgde.datasets.load(dataset)
     label = adata.obs[keys].astype(str).agg("|".join, axis=1)
@@ -79,7 +79,7 @@ def run(name: str, seed: int, epochs: int | None, draws: int, peers: bool) -> li
     train, test, test_codes = adata[trains].copy(), adata[~trains].copy(), codes[~trains]
 
     scgde.GDEModel.setup_anndata(train, keys)
-    model = scgde.GDEModel(train)
+    model = scgde.GDEModel(train, **model_options)
     seconds = quiet_train(model, max_epochs=epochs, seed=seed)
     u, _ = encode_cells(model.module, model._table(test), np.arange(test.n_obs))
 
@@ -128,11 +128,11 @@ def kept_peers(arguments) -> pd.DataFrame | None:
     """Columns of the peers in the last results, for --peers 0; exits unless these are of the same splits and sets."""
     if arguments.peers:
         return None
-    path = RESULTS / f"{arguments.name}_mrr.json"
+    path = RESULTS / "retrieval_mrr.json"
     last = json.loads(path.read_text()) if path.exists() else None
-    same = last and all(last["options"][o] == getattr(arguments, o) for o in ("seeds", "draws", "first_seed", "sets"))
-    frame = pd.DataFrame(last["table"] if same else [])
-    if not set(BASELINES) <= set(frame.columns):
+    same = last and all(last["options"][o] == getattr(arguments, o) for o in ("seeds", "draws", "first_seed"))
+    frame = pd.DataFrame(last["table"] if same else [], columns=None if same else ["set"])
+    if not set(BASELINES) <= set(frame.columns) or not set(arguments.sets.split(",")) <= set(frame["set"]):
         raise SystemExit(f"{path} holds no peers of these sets, seeds and redraws: run without --peers 0")
     return frame[["set", "size", *(b for b in BASELINES if b != "pseudobulk PCA")]]
 
@@ -176,7 +176,9 @@ def summarise(table: pd.DataFrame, peers: pd.DataFrame | None) -> tuple[pd.DataF
 
 
 if __name__ == "__main__":
-    arguments = options(__doc__, sets=",".join(SETS), draws=20, name="retrieval", peers=1, **{"first-seed": 2})
+    arguments = options(
+        __doc__, sets=",".join(SETS), draws=20, name="retrieval", peers=1, **{"first-seed": 2, "n-latent": 20}
+    )
     peers = kept_peers(arguments)  # before anything is trained
     rows = []
     for name in arguments.sets.split(","):
@@ -184,7 +186,9 @@ if __name__ == "__main__":
             print(f"{name}: not available (set SCGDE_DATA_DIR), skipped")
             continue
         for seed in range(arguments.first_seed, arguments.first_seed + arguments.seeds):
-            rows += run(name, seed, arguments.epochs, arguments.draws, bool(arguments.peers))
+            rows += run(
+                name, seed, arguments.epochs, arguments.draws, bool(arguments.peers), n_latent=arguments.n_latent
+            )
     table = pd.DataFrame(rows)
     mrr, verdicts = summarise(table, peers)
     print(mrr.to_string(index=False, float_format=lambda v: f"{v:.3f}"))

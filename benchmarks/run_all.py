@@ -14,6 +14,8 @@ RUNS = (
     ("generation", "--generator", "vae", "--name", "generation_vae"),
     ("standard_errors",),
     ("retrieval",),
+    ("generation", "--n-latent", "10", "--sets", "tapseq,norman", "--name", "generation_latent10"),
+    ("retrieval", "--peers", "0", "--n-latent", "10", "--sets", "papalexi,tapseq", "--name", "retrieval_latent10"),
     ("cell_phase",),
 )
 
