@@ -71,14 +71,14 @@ def run(name: str, seed: int, epochs: int | None, **model_options) -> list[dict]
     components = CellPCA(train.X, 50, seed)
     train_pcs = components(train.X)
     neighbours = NearestNeighbors(n_neighbors=1).fit(train_pcs)
-    query = model.get_population_embedding(adata[context & is_unseen].copy())
+    query = adata[context & is_unseen].copy()
 
     rows, centres = [], []
     for k in names:
         held = rng.permutation(np.flatnonzero((label == k) & ~context))
         n = min(len(held) // 2, 200)
         one, two = (adata.X[held[i * n : (i + 1) * n]].toarray() for i in (0, 1))
-        made = model.sample(query.loc[[k]] if k in unseen else k, n, seed=seed).X.toarray()
+        made = model.sample(k, n, adata=query if k in unseen else None, seed=seed).X.toarray()
         a, b, g = components(one), components(two), components(made)
         centres.append((a, k in unseen))
         row = {"set": name, "seed": seed, "population": k, "unseen": k in unseen, "cpu_s": seconds}

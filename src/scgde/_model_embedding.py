@@ -17,7 +17,7 @@ from scgde.data import CellTable, cell_table
 from scgde.data.cells import check_counts, subset_codes
 from scgde.data.populations import as_label
 from scgde.generation import find_labels
-from scgde.inference import Embedding, embed, encode_cells
+from scgde.inference import Embedding, coordinate_names, embed, encode_cells
 from scgde.observations import COUNT_LIKELIHOODS
 
 if TYPE_CHECKING:
@@ -235,7 +235,9 @@ class EmbeddingMixin:
                 raise ValueError(message)
             obs[f"{OWN_PREFIX}{name}"] = values
         obs[f"{OWN_PREFIX}split"] = obs[f"{OWN_PREFIX}split"].astype("category")
-        population = AnnData(X=embedding.z.copy(), obs=obs, var=pd.DataFrame(index=_names(embedding.z.shape[1])))
+        population = AnnData(
+            X=embedding.z.copy(), obs=obs, var=pd.DataFrame(index=coordinate_names(embedding.z.shape[1]))
+        )
         population.obsm["X_gde"] = embedding.z.copy()
         population.layers["standard_error"] = embedding.standard_error
         population.obsp["gde_distances"] = _euclidean(embedding.z.astype(np.float64)).astype(np.float32)
@@ -322,12 +324,10 @@ def fingerprint(names: pd.Index) -> str:
     return hashlib.sha256("\n".join(names.astype(str)).encode()).hexdigest()
 
 
-def _names(width: int) -> list[str]:
-    return [f"GDE_{i}" for i in range(width)]
-
-
 def _frame(values: np.ndarray, labels: list[str]) -> pd.DataFrame:
-    return pd.DataFrame(values, index=pd.Index(labels, name="population", dtype=str), columns=_names(values.shape[1]))
+    return pd.DataFrame(
+        values, index=pd.Index(labels, name="population", dtype=str), columns=coordinate_names(values.shape[1])
+    )
 
 
 def _euclidean(z: np.ndarray) -> np.ndarray:

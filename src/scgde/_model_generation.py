@@ -12,11 +12,17 @@ from anndata import AnnData
 from scvi import settings
 
 from scgde._constants import LABEL_SEPARATOR, OWN_PREFIX
-from scgde._model_embedding import _names
 from scgde.data.cells import UNSEEN_BATCH
 from scgde.data.populations import as_label, column_labels
-from scgde.generation import CellContexts, find_labels, generate_latents, generate_rows, make_context
-from scgde.inference import embed, encode_cells
+from scgde.generation import (
+    CellContexts,
+    embed_with_contexts,
+    find_labels,
+    generate_latents,
+    generate_rows,
+    make_context,
+    resolve_populations,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -50,17 +56,11 @@ class GenerationMixin:
         """Keep embeddings and contexts of all populations, so that the model generates without its AnnData."""
         table = data.table
         rng = np.random.default_rng([self.seed_, 2])
-        u, sd = encode_cells(self.module, table, np.arange(table.n_cells))
+        embedding, contexts, u = embed_with_contexts(self.module, table, rng)
+        codes = [table.labels.index(label) for label in embedding.labels]
         assigned = data.train_idx[table.codes[data.train_idx] >= 0]
         chosen = rng.choice(assigned, min(MAX_REFERENCE, len(assigned)), replace=False)
         self.reference_ = u[torch.from_numpy(np.sort(chosen))].numpy()
-        embedding = embed(self.module.set_encoder, u, table.codes, table.labels, None)
-        codes = [table.labels.index(label) for label in embedding.labels]
-        gain = float(self.module.observation.size_factor_gain)
-        with torch.no_grad():  # of draws from the posterior, which is what the generator imitates
-            draws = u + sd * torch.from_numpy(rng.standard_normal(u.shape, dtype=np.float32))
-            expected = self.module.observation.log_library(draws.to(self.module.device))[:, 0].exp().cpu().numpy()
-        contexts = CellContexts.from_table(table, expected, codes, gain, rng)
         self.contexts_ = contexts.to_dict()
         keys = self._population_keys()
         first = {code: i for i, code in reversed(list(enumerate(table.codes)))}
@@ -77,6 +77,7 @@ class GenerationMixin:
         populations: Any,
         n_cells: int = 100,
         *,
+        adata: AnnData | None = None,
         batch: str | None = None,
         covariates: Mapping[str, Any] | None = None,
         library_size: float | None = None,
@@ -90,6 +91,10 @@ class GenerationMixin:
             Labels (a tuple of parts for a crossed key), or a DataFrame of embeddings, one population for each row.
         n_cells
             Cells for each population.
+        adata
+            AnnData whose populations are meant: they are embedded from its cells, and generated with the library sizes,
+            batches and covariates of its cells. By default those of training. A population that the model was not
+            trained on should be given so, since its depth is not part of its embedding.
         batch
             Batch to decode under, with library sizes of the population's cells in it (of all cells in it, if there are
             none). By default each population's own mix of batches.
@@ -112,14 +117,21 @@ class GenerationMixin:
         ------
         KeyError
             If a population, batch or category is unknown.
+        ValueError
+            If an argument is out of range, or cells of ``adata`` are in a batch that the model was not trained with and
+            no ``batch`` is given.
         """
         self._require_trained()
         if isinstance(n_cells, bool) or not isinstance(n_cells, int | np.integer) or n_cells < 1:
             message = f"n_cells={n_cells!r} must be a positive integer: the number of cells for each population."
             raise ValueError(message)
-        labels, z, nearest = self._resolve(populations)
         rng, generator = self._randomness(seed)
+        known, known_z = list(self.populations_["labels"]), np.asarray(self.populations_["z"])
         contexts = CellContexts.from_dict(self.contexts_)
+        if adata is not None:
+            embedding, contexts, _ = embed_with_contexts(self.module, self._table(adata), rng)
+            known, known_z = embedding.labels, embedding.z
+        labels, z, nearest = resolve_populations(populations, known, known_z, by_label=adata is not None)
         batch_code = None if batch is None else self._batch_code(batch)
         rows = contexts.draw(np.repeat(nearest, n_cells), rng, batch_code)
         u, expected = generate_latents(self.module, np.repeat(z, n_cells, 0), generator)
@@ -135,6 +147,7 @@ class GenerationMixin:
         batch_codes = contexts.batch[rows]
         if batch_code is not None:
             batch_codes = np.full(len(rows), batch_code)
+        self._check_batches(batch_codes, "batch=")
         categorical, continuous = contexts.categorical[rows].copy(), contexts.continuous[rows].copy()
         for key, value in (covariates or {}).items():
             self._set_covariate(key, value, categorical, continuous)
@@ -158,31 +171,6 @@ class GenerationMixin:
         """Names of the model's columns: genes, or columns of the obsm array."""
         return self.registry_["field_registries"]["X"]["state_registry"]["column_names"]
 
-    def _resolve(self, populations: Any) -> tuple[list[str], np.ndarray, np.ndarray]:
-        """Labels, embeddings and the training population that lends its contexts, for each asked population."""
-        known, known_z = list(self.populations_["labels"]), np.asarray(self.populations_["z"])
-        if isinstance(populations, pd.DataFrame):
-            expected = _names(known_z.shape[1])
-            if set(expected) == set(populations.columns):
-                populations = populations[expected]
-            z = populations.to_numpy(dtype=np.float32)
-            if z.ndim != 2 or z.shape[1] != known_z.shape[1]:
-                message = f"populations: embeddings have {z.shape[1]} columns and the model's have {known_z.shape[1]}."
-                raise ValueError(message)
-            if len(z) == 0 or not np.isfinite(z).all():
-                message = "populations: embeddings are empty or hold NaN or infinite values."
-                raise ValueError(message)
-            nearest = np.array([int(np.square(known_z - row).sum(1).argmin()) for row in z])
-            return [as_label(i) for i in populations.index], z, nearest
-        if isinstance(populations, str | tuple) or np.isscalar(populations):
-            populations = [populations]
-        labels = [as_label(p) for p in populations]
-        if not labels:
-            message = "populations is empty; give at least one label."
-            raise ValueError(message)
-        found = find_labels(labels, known)
-        return labels, known_z[found], found
-
     def _randomness(self, seed: int | None) -> tuple[np.random.Generator, torch.Generator]:
         seed = settings.seed if seed is None else seed
         sequence = np.random.SeedSequence(seed)
@@ -200,6 +188,16 @@ class GenerationMixin:
             message = f"batch={batch!r}: the model was set up without batch_key."
             raise ValueError(message)
         return int(find_labels([as_label(batch)], self._mapping("batch", key), "batch")[0])
+
+    def _check_batches(self, codes: np.ndarray, argument: str) -> None:
+        """Raise if cells would be decoded under a batch that the model was not trained with."""
+        if (codes == UNSEEN_BATCH).any():
+            known = self._mapping("batch", self.registry_["setup_args"]["batch_key"])
+            message = (
+                f"{(codes == UNSEEN_BATCH).sum()} cells are in batches the model was not trained with, under which it "
+                f"cannot decode. Pass {argument} one of {known[:5]}."
+            )
+            raise ValueError(message)
 
     def _set_covariate(self, key: str, value: Any, categorical: np.ndarray, continuous: np.ndarray) -> None:
         args = self.registry_["setup_args"]
@@ -256,13 +254,7 @@ class GenerationMixin:
         table = self._table(adata)
         rows = np.arange(table.n_cells) if indices is None else np.arange(table.n_cells)[np.asarray(indices)]
         codes = table.batch[rows] if batch is None else np.full(len(rows), self._batch_code(batch))
-        if (codes == UNSEEN_BATCH).any():
-            known = self._mapping("batch", self.registry_["setup_args"]["batch_key"])
-            message = (
-                f"{(codes == UNSEEN_BATCH).sum()} cells are in batches the model was not trained with, under which it "
-                f"cannot decode. Pass transform_batch= (batch=) one of {known[:5]}."
-            )
-            raise ValueError(message)
+        self._check_batches(codes, "transform_batch= (batch=)")
         names = pd.Index(np.asarray(self._variables(), dtype=object).astype(str))
         gene_list = [gene_list] if isinstance(gene_list, str) else gene_list
         genes = np.arange(len(names)) if gene_list is None else find_labels(gene_list, list(names), "gene_list")

@@ -7,14 +7,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 import torch
 
+from scgde.data.populations import as_label
+from scgde.inference import coordinate_names, embed, encode_cells
 from scgde.observations import Context
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from scgde.data import CellTable
+    from scgde.inference import Embedding
     from scgde.module import GDEModule
 
 MAX_CONTEXTS = 100
@@ -106,6 +110,21 @@ class CellContexts:
 
 
 @torch.no_grad()
+def embed_with_contexts(
+    module: GDEModule, table: CellTable, rng: np.random.Generator
+) -> tuple[Embedding, CellContexts, torch.Tensor]:
+    """Embeddings and contexts of all populations of a table, and the latents of its cells ``(cells, n_latent)``."""
+    u, sd = encode_cells(module, table, np.arange(table.n_cells))
+    embedding = embed(module.set_encoder, u, table.codes, table.labels, None)
+    # expected from draws of the posterior, which is what the generator imitates
+    draws = u + sd * torch.from_numpy(rng.standard_normal(u.shape, dtype=np.float32))
+    expected = module.observation.log_library(draws.to(module.device))[:, 0].exp().cpu().numpy()
+    codes = [table.labels.index(label) for label in embedding.labels]
+    contexts = CellContexts.from_table(table, expected, codes, float(module.observation.size_factor_gain), rng)
+    return embedding, contexts, u
+
+
+@torch.no_grad()
 def generate_latents(
     module: GDEModule, z: np.ndarray, generator: torch.Generator, chunk: int = 4096
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -175,3 +194,35 @@ def find_labels(wanted: Iterable[str], known: list[str], argument: str = "popula
             raise KeyError(message)
         found.append(position[label])
     return np.array(found, dtype=np.int64)
+
+
+def resolve_populations(
+    populations: Any, known: list[str], known_z: np.ndarray, *, by_label: bool
+) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """Labels and embeddings of the asked populations, and for each the known population that lends its contexts.
+
+    That is the one of its own label; for embeddings, unless ``by_label``, the nearest one.
+    """
+    if isinstance(populations, pd.DataFrame):
+        expected = coordinate_names(known_z.shape[1])
+        if set(expected) == set(populations.columns):
+            populations = populations[expected]
+        z = populations.to_numpy(dtype=np.float32)
+        if z.ndim != 2 or z.shape[1] != known_z.shape[1]:
+            message = f"populations: embeddings have {z.shape[1]} columns and the model's have {known_z.shape[1]}."
+            raise ValueError(message)
+        if len(z) == 0 or not np.isfinite(z).all():
+            message = "populations: embeddings are empty or hold NaN or infinite values."
+            raise ValueError(message)
+        labels = [as_label(i) for i in populations.index]
+        if by_label:
+            return labels, z, find_labels(labels, known)
+        return labels, z, np.array([int(np.square(known_z - row).sum(1).argmin()) for row in z])
+    if isinstance(populations, str | tuple) or np.isscalar(populations):
+        populations = [populations]
+    labels = [as_label(p) for p in populations]
+    if not labels:
+        message = "populations is empty; give at least one label."
+        raise ValueError(message)
+    found = find_labels(labels, known)
+    return labels, known_z[found], found

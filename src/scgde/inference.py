@@ -108,8 +108,8 @@ def embed(encoder: SetEncoder, u: Tensor, codes: np.ndarray, labels: list[str], 
     while group < len(present):
         # whole populations, as many as fit a pass
         stop = max(int(np.searchsorted(starts, starts[group] + _CELLS_PER_PASS, side="right")) - 1, group + 1)
-        rows = torch.from_numpy(order[starts[group] : starts[stop]])
-        segment = torch.from_numpy(dense[rows] - group)
+        members = order[starts[group] : starts[stop]]
+        rows, segment = torch.from_numpy(members), torch.from_numpy(dense[members] - group)
         vectors = cell_vectors(encoder, u[rows], segment, stop - group)
         cells[rows] = vectors
         n = torch.from_numpy(sizes[group:stop]).double()[:, None]
@@ -170,3 +170,8 @@ def added_influence(encoder: SetEncoder, reference: Tensor, u: Tensor) -> Tensor
         weight = torch.cat([torch.ones(len(reference)), torch.zeros(len(block))]).to(device)
         blocks.append(encoder.weighted_influence(joint, weight)[len(reference) :])
     return torch.cat(blocks).double().cpu()
+
+
+def coordinate_names(width: int) -> list[str]:
+    """Names of the coordinates of an embedding."""
+    return [f"GDE_{i}" for i in range(width)]

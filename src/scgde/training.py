@@ -88,8 +88,9 @@ class GDETrainingPlan(pl.LightningModule):
         The module to train.
     epochs
         Epochs of each phase.
-    lr_cells, lr_sets
-        Largest learning rate of each phase.
+    lr_cells, lr_sets, lr_generator
+        Largest learning rate of the cell phase, and in the population phase that of set encoder and skeleton, which start
+        from a closed form, and of the generator, which does not.
     weight_decay, eps
         Of Adam.
     kl_weight, kl_warmup
@@ -110,6 +111,7 @@ class GDETrainingPlan(pl.LightningModule):
         *,
         lr_cells: float = 8e-3,
         lr_sets: float = 2e-3,
+        lr_generator: float = 5e-3,
         weight_decay: float = 1e-6,
         eps: float = 1e-8,
         kl_weight: float = 1.0,
@@ -122,7 +124,7 @@ class GDETrainingPlan(pl.LightningModule):
         super().__init__()
         self.module = module
         self.epochs = epochs
-        self.lr_cells, self.lr_sets = lr_cells, lr_sets
+        self.lr_cells, self.lr_sets, self.lr_generator = lr_cells, lr_sets, lr_generator
         self.weight_decay, self.eps = weight_decay, eps
         self.kl_weight, self.kl_warmup = kl_weight, kl_warmup
         self.contrast_weight = contrast_weight if n_contrasts else 0.0
@@ -147,7 +149,10 @@ class GDETrainingPlan(pl.LightningModule):
         return self.trainer.datamodule  # type: ignore[attr-defined]
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.Adam(self.parameters(), lr=self.lr_cells, eps=self.eps, weight_decay=self.weight_decay)
+        generator = list(self.module.generator.parameters())
+        known = {id(p) for p in generator}
+        groups = [{"params": [p for p in self.parameters() if id(p) not in known]}, {"params": generator}]
+        return torch.optim.Adam(groups, lr=self.lr_cells, eps=self.eps, weight_decay=self.weight_decay)
 
     def _progress(self) -> float:
         """Share of the current phase that is done, from 0 to 1."""
@@ -160,8 +165,8 @@ class GDETrainingPlan(pl.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         torch.nn.utils.clip_grad_norm_(self.parameters(), self.clip)
-        peak = self.lr_cells if self.in_cell_phase else self.lr_sets
-        for group in optimizer.param_groups:
+        peaks = (self.lr_cells,) * 2 if self.in_cell_phase else (self.lr_sets, self.lr_generator)
+        for group, peak in zip(optimizer.param_groups, peaks, strict=True):
             group["lr"] = peak * one_cycle(self._progress())
 
     def _noise(self, *key: int) -> torch.Generator:

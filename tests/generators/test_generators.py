@@ -90,6 +90,31 @@ def test_bimodal_target_keeps_its_gap(learned):
     assert float((y[:, 0] > 0).float().mean()) == pytest.approx(0.5, abs=0.08)
 
 
+@pytest.mark.parametrize("logit", [-2.0, 0.0, 3.0])
+def test_untrained_flow_maps_noise_to_itself_whatever_its_coupling(logit):
+    model = build("flow", 3, 4)
+    noise, condition = torch.randn(500, 3, generator=seeded()), torch.randn(500, 4, generator=seeded(1))
+    with torch.no_grad():
+        model.mismatch_logit.fill_(logit)
+        # cells between noise and target are closer to zero, and come out again
+        assert model.velocity(noise, torch.full((500, 1), 0.1), condition).mul(noise).sum(1).max() < 0
+        assert (model.push(noise, condition) - noise).abs().max() < 0.03
+
+
+def test_untrained_flow_is_the_best_one_for_normal_cells_without_coupling(monkeypatch):
+    monkeypatch.setattr("scgde.generators.flow.couple", lambda noise, y, segment: noise)
+    model = build("flow", 3, 4)
+    y, condition = torch.randn(20_000, 3, generator=seeded()), torch.zeros(20_000, 4)
+    segment = torch.zeros(20_000, dtype=torch.long)
+    with torch.no_grad():
+        model.mismatch_logit.fill_(20.0)
+        best = float(model.loss(y, condition, segment, seeded(1)).mean())
+        model.mismatch_logit.fill_(0.0)
+        worse = float(model.loss(y, condition, segment, seeded(1)).mean())
+    # mean over t of 1 / (1 - 2 t (1 - t)), what no velocity can explain, is pi / 2
+    assert best == pytest.approx(np.pi / 2, abs=0.03) and worse > best + 0.05
+
+
 def test_loss_is_one_number_per_cell_and_has_gradients(name):
     model = build(name, 3, 4, perturbed=True)
     segment = torch.tensor([0, 1, 1, 2, 0, 1, 2])

@@ -40,6 +40,39 @@ def test_batches_are_the_populations_own_or_the_asked_one(trained, labels):
     assert set(trained.sample(labels[2], 50, batch="batch_1").obs["batch"]) == {"batch_1"}
 
 
+def test_populations_of_a_query_keep_their_own_depth_and_embedding(trained, labels):
+    query = trained.adata[trained.adata.obs["population"].isin(labels[:2])].copy()
+    query.obs["population"] = query.obs["population"].astype(str).replace({labels[0]: "new", labels[1]: "other"})
+    query.X = query.X * 4  # sequenced four times deeper, a depth that no training population has
+    cells = trained.sample(["new"], 300, adata=query, seed=0)
+    assert set(cells.obs["gde_population"]) == {"new"} and set(cells.obs["population"]) == {"new"}
+    deep = query[query.obs["population"] == "new"].X.sum(1).mean()
+    assert float(cells.X.sum(1).mean()) == pytest.approx(float(deep), rel=0.2)
+    z = trained.get_population_embedding(query)
+    by_frame = trained.sample(z.loc[["new"]], 300, adata=query, seed=0)
+    assert (by_frame.X != cells.X).nnz == 0
+    with pytest.raises(KeyError, match="not among the 2 known"):
+        trained.sample(labels[0], 3, adata=query)
+    with pytest.raises(KeyError, match="not among the 2 known"):
+        trained.sample(z.rename(index={"new": "unheard"}), 3, adata=query)
+
+
+def test_a_query_of_one_cell_is_embedded_and_sampled(trained, labels):
+    query = trained.adata[np.flatnonzero(trained.adata.obs["population"] == labels[3])[:1]].copy()
+    assert np.isfinite(trained.get_population_embedding(query).to_numpy()).all()
+    assert trained.sample(labels[3], 4, adata=query, seed=0).n_obs == 4
+
+
+def test_populations_of_an_unseen_batch_ask_for_a_batch(trained, labels):
+    query = trained.adata[trained.adata.obs["population"] == labels[0]].copy()
+    query.obs["batch"] = "later"
+    with pytest.warns(UserWarning, match="later"), pytest.raises(ValueError, match="Pass batch= one of"):
+        trained.sample(labels[0], 3, adata=query)
+    with pytest.warns(UserWarning, match="later"):
+        cells = trained.sample(labels[0], 3, adata=query, batch="batch_1")
+    assert set(cells.obs["batch"]) == {"batch_1"}
+
+
 def test_embeddings_and_tuples_name_populations(make_cells, quick_model):
     model = quick_model(make_cells(6), {"population_key": ["clone", "time"]}, {"max_epochs": 2})
     z = model.get_population_embedding()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
-from torch import Tensor
+from torch import Tensor, nn
 
 from scgde._networks import mlp
 from scgde.generators.base import Generator
@@ -16,7 +16,11 @@ class FlowGenerator(Generator):
 
     Lipman et al. 2023 (arXiv 2210.02747), with the noise of each set matched to its cells by exact optimal transport
     (Tong et al. 2024, arXiv 2302.00482): paths are then nearly straight, few steps suffice, and the map between two
-    populations is close to an optimal-transport map. The last layer starts at zero, i.e. at the identity.
+    populations is close to an optimal-transport map.
+
+    Cells arrive centred and whitened, so the velocity is that of a standard normal population, known but for one number
+    (how closely noise is matched to cells), plus a network whose last layer starts at zero. An untrained flow thus keeps
+    a standard normal, and training is left with the shape of populations.
 
     Parameters
     ----------
@@ -32,11 +36,15 @@ class FlowGenerator(Generator):
         super().__init__(n_latent, n_condition, n_hidden)
         self.n_steps = n_steps
         self.velocity_net = mlp(n_latent + n_condition + 3, n_hidden, n_latent, zero=True)
+        self.mismatch_logit = nn.Parameter(torch.zeros(()))
 
     def velocity(self, y: Tensor, t: Tensor, condition: Tensor) -> Tensor:
         """Velocity at ``y`` ``(cells, n_latent)`` and time ``t`` ``(cells, 1)``."""
         clock = torch.cat([t, torch.cos(torch.pi * t), torch.sin(torch.pi * t)], dim=1)
-        return self.velocity_net(torch.cat([y, condition, clock], dim=1))
+        # the best velocity where cells and their noise are standard normal with correlation 1 - mismatch
+        mismatch = torch.sigmoid(self.mismatch_logit)
+        normal = (2 * t - 1) * mismatch / (1 - 2 * t * (1 - t) * mismatch)
+        return normal * y + self.velocity_net(torch.cat([y, condition, clock], dim=1))
 
     def loss(self, y: Tensor, condition: Tensor, segment: Tensor, generator: torch.Generator | None = None) -> Tensor:
         noise = torch.randn(y.shape, generator=generator, dtype=y.dtype, device=y.device)
