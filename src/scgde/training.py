@@ -27,6 +27,9 @@ CELL_STEPS = 1500
 SET_STEPS = 800
 """Optimisation steps of the population phase by default."""
 
+SET_PASSES = 300
+"""Epochs of the population phase at most: beyond, a flow learns the cells of a few small populations by heart."""
+
 CELL_PASSES = (15, 200)
 """Range of the limit on passes over the cells; see :func:`cell_pass_limit`."""
 
@@ -62,11 +65,11 @@ def default_epochs(
     """Epochs by optimisation steps: what a model needs is steps, and an epoch of a large data set holds many.
 
     Without ``max_epochs`` the cell phase takes about 1,500 steps, at most ``max_passes`` over the cells and at least two,
-    and the population phase about 800 steps. With it the epochs are shared out in the same proportion, at least one to
+    and the population phase about 800 steps, at most 300 epochs. With it the epochs are shared out in the same proportion, at least one to
     each phase where there are two or more.
     """
     cells = max(min(math.ceil(CELL_STEPS / n_cell_batches), max_passes), 2) if learned else 0
-    sets = max(math.ceil(SET_STEPS / n_set_batches), 1)
+    sets = max(min(math.ceil(SET_STEPS / n_set_batches), SET_PASSES), 1)
     if max_epochs is None:
         return EpochPlan(cells, sets)
     if max_epochs < 1 or int(max_epochs) != max_epochs:

@@ -87,9 +87,26 @@ def test_default_length_is_counted_in_steps():
     plan = default_epochs(100, 10, learned=True, max_epochs=None)
     assert plan.cells == 15 and plan.sets == 80
     assert default_epochs(1, 1, learned=True, max_epochs=None).cells == 200
+    # 800 steps on one batch of sets would learn its cells by heart
+    assert default_epochs(1, 1, learned=True, max_epochs=None).sets == 300
     assert default_epochs(10**6, 1, learned=True, max_epochs=None).cells == 2
     assert default_epochs(5, 5, learned=False, max_epochs=7).cells == 0
     assert default_epochs(5, 5, learned=True, max_epochs=2).sets == 1
+
+
+def test_the_generator_has_its_own_learning_rate(make_cells, make_model, train):
+    seen = []
+
+    class Watch(pl.Callback):
+        def on_train_batch_end(self, trainer, plan, *_):
+            seen.append((plan.in_cell_phase, [group["lr"] for group in trainer.optimizers[0].param_groups]))
+
+    options = {"lr_cells": 1e-3, "lr_sets": 1e-3, "lr_generator": 4e-3}
+    model = make_model(make_cells(6))
+    train(model, 6, callbacks=[Watch()], plan_kwargs=options)
+    assert {phase for phase, _ in seen} == {True, False}
+    for phase, (others, generator) in seen[:-1]:
+        assert generator == pytest.approx(others if phase else 4 * others)
 
 
 def test_early_stopping_ends_each_phase(make_cells, make_model, train):
