@@ -136,19 +136,23 @@ def cell_vectors(encoder: SetEncoder, u: Tensor, segment: Tensor, n_sets: int) -
     """Per-cell vectors, ``(cells, n_embedding)`` in double precision; see :func:`embed`."""
     device = next(iter(encoder.state_dict().values())).device
     u, codes = u.to(device), segment.to(device)
-    with torch.no_grad():
-        z, psi = encoder.influence(u, codes, n_sets)
-    vectors = (z[codes] + psi).double()
-    if not encoder.is_linear:
-        sizes = torch.bincount(codes, minlength=n_sets)
-        small = (sizes > 1) & (sizes <= JACKKNIFE_MAX)
-        rows = torch.nonzero(small[codes]).squeeze(1)
-        if len(rows):
-            relabel = torch.cumsum(small, 0) - 1
-            with torch.no_grad():
-                without = encoder.delete_one(u[rows], relabel[codes[rows]], int(small.sum())).double()
-            n = sizes[codes[rows]].double()[:, None]
-            vectors[rows] = n * z[codes[rows]].double() - (n - 1) * without
+    sizes = torch.bincount(codes, minlength=n_sets)
+    small = (sizes > 1) & (sizes <= JACKKNIFE_MAX) & (not encoder.is_linear)
+    vectors = torch.empty((len(u), encoder.n_embedding), dtype=torch.float64, device=device)
+    for chosen, delete_one in ((~small, False), (small, True)):
+        rows = torch.nonzero(chosen[codes]).squeeze(1)
+        if not len(rows):
+            continue
+        relabelled, n_chosen = (torch.cumsum(chosen, 0) - 1)[codes[rows]], int(chosen.sum())
+        with torch.no_grad():
+            if delete_one:
+                z = encoder(u[rows], relabelled, n_sets=n_chosen)[relabelled].double()
+                without = encoder.delete_one(u[rows], relabelled, n_chosen).double()
+                n = sizes[codes[rows]].double()[:, None]
+                vectors[rows] = n * z - (n - 1) * without
+            else:
+                z, psi = encoder.influence(u[rows], relabelled, n_chosen)
+                vectors[rows] = (z[relabelled] + psi).double()
     return vectors.cpu()
 
 

@@ -170,10 +170,11 @@ class PooledEncoder(SetEncoder):
         pooled = segment_mean(features, segment, n_sets)
         z, jacobian = self.head_jacobian(pooled)
         centred = features - pooled[segment]
+        order = torch.argsort(segment, stable=True)
         psi = torch.empty_like(z[segment])
-        for start in range(0, u.shape[0], 4096):  # the gathered Jacobian is (rows, n_embedding, F): keep it small
-            rows = slice(start, start + 4096)
-            psi[rows] = torch.einsum("nf,nef->ne", centred[rows], jacobian[segment[rows]])
+        # set by set: Jacobians gathered for all cells would be (cells, n_embedding, F)
+        for k, rows in enumerate(order.split(torch.bincount(segment, minlength=n_sets).tolist())):
+            psi[rows] = centred[rows] @ jacobian[k].T
         return z, psi
 
     def delete_one(self, u: Tensor, segment: Tensor, n_sets: int) -> Tensor:
