@@ -60,7 +60,7 @@ class GDEModel(TrainingMixin, ModelFilesMixin, EmbeddingMixin, GenerationMixin, 
         Registry of a saved model, in place of ``adata``.
     n_latent
         Width of the cell latent ``u``; continuous rows are their own latent and ignore it. Populations differ along more
-        axes than cells mostly vary along: with 10, fewer real populations find their other half.
+        axes than cells mostly vary along, so that it should not be too narrow.
     n_embedding
         Width of the population embedding ``z``.
     n_hidden
