@@ -94,8 +94,7 @@ class TrainingMixin:
         ----------
         max_epochs
             Epochs of both phases together. By default as many as give about 1,500 steps of the cell phase (fewer
-            on small data: :func:`scgde.training.cell_pass_limit`) and 800 steps (at most 300
-            epochs) of the population phase.
+            on small data: :func:`scgde.training.cell_pass_limit`) and 800 steps of the population phase (at most 300 epochs).
         accelerator, devices
             Passed to the trainer.
         train_size, validation_size

@@ -65,8 +65,8 @@ def default_epochs(
     """Epochs by optimisation steps: what a model needs is steps, and an epoch of a large data set holds many.
 
     Without ``max_epochs`` the cell phase takes about 1,500 steps, at most ``max_passes`` over the cells and at least two,
-    and the population phase about 800 steps, at most 300 epochs. With it the epochs are shared out in the same proportion, at least one to
-    each phase where there are two or more.
+    and the population phase about 800 steps, at most 300 epochs. With it the epochs are shared out in the same
+    proportion, at least one to each phase where there are two or more.
     """
     cells = max(min(math.ceil(CELL_STEPS / n_cell_batches), max_passes), 2) if learned else 0
     sets = max(min(math.ceil(SET_STEPS / n_set_batches), SET_PASSES), 1)
@@ -152,9 +152,10 @@ class GDETrainingPlan(pl.LightningModule):
         return self.trainer.datamodule  # type: ignore[attr-defined]
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        generator = list(self.module.generator.parameters())
-        known = {id(p) for p in generator}
-        groups = [{"params": [p for p in self.parameters() if id(p) not in known]}, {"params": generator}]
+        # the learning rates of on_before_optimizer_step are in this order
+        groups: list[dict[str, Any]] = [{"params": []}, {"params": []}]
+        for name, parameter in self.named_parameters():
+            groups[name.startswith("module.generator.")]["params"].append(parameter)
         return torch.optim.Adam(groups, lr=self.lr_cells, eps=self.eps, weight_decay=self.weight_decay)
 
     def _progress(self) -> float:
