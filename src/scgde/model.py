@@ -79,6 +79,10 @@ class GDEModel(TrainingMixin, ModelFilesMixin, EmbeddingMixin, GenerationMixin, 
         generator's loss, as the paper does.
     dispersion
         ``"gene"`` or ``"gene-batch"``.
+    expression_weight
+        How axes of ``u``, and with them distances, weigh: 0 all alike, 1 by what they change in log-normalised expression.
+        Large values give distances that are closest to those of expression, small ones tell apart populations that differ
+        along axes on which single cells hardly do.
 
     Examples
     --------
@@ -104,6 +108,7 @@ class GDEModel(TrainingMixin, ModelFilesMixin, EmbeddingMixin, GenerationMixin, 
         gene_likelihood: str | None = None,
         geometry: Literal["isometric", "emergent"] = "isometric",
         dispersion: Literal["gene", "gene-batch"] = "gene",
+        expression_weight: float = 0.5,
     ) -> None:
         super().__init__(adata, registry)
         args = self.registry_["setup_args"]
@@ -118,6 +123,9 @@ class GDEModel(TrainingMixin, ModelFilesMixin, EmbeddingMixin, GenerationMixin, 
             if not isinstance(value, int | np.integer) or value < 1:
                 message = f"{name}={value!r} must be a positive integer."
                 raise ValueError(message)
+        if not 0 <= expression_weight <= 1:
+            message = f"expression_weight={expression_weight!r} must be between 0 and 1."
+            raise ValueError(message)
         if args["obsm_key"] is not None and gene_likelihood in COUNT_LIKELIHOODS:
             message = (
                 f"gene_likelihood={gene_likelihood!r} is for counts, and the rows are obsm[{args['obsm_key']!r}]; use "
@@ -141,6 +149,7 @@ class GDEModel(TrainingMixin, ModelFilesMixin, EmbeddingMixin, GenerationMixin, 
             "generator": generator,
             "geometry": geometry,
             "dispersion": dispersion,
+            "expression_weight": float(expression_weight),
         }
         self.module = self._build_module(settings.seed)
         self._model_summary_string = (
@@ -203,6 +212,7 @@ class GDEModel(TrainingMixin, ModelFilesMixin, EmbeddingMixin, GenerationMixin, 
                     n_layers=o["n_layers"],
                     gene_likelihood=self.gene_likelihood_,  # type: ignore[arg-type]
                     dispersion=o["dispersion"],
+                    expression_weight=o["expression_weight"],
                     n_batch=stats.n_batch,
                     n_categories=list(categories.get("n_cats_per_key", [])),
                     n_continuous=stats.get("n_extra_continuous_covs", 0),

@@ -105,7 +105,7 @@ class GDEModule(BaseModuleClass):
         """Evidence bound of single cells: the loss of the cell phase."""
         reconstruction = -generative_outputs["px"].log_prob(tensors[BATCH_KEYS.X]).sum(dim=1)
         posterior = Normal(inference_outputs["mean"], inference_outputs["sd"])
-        divergence = kl_divergence(posterior, Normal(0.0, 1.0)).sum(dim=1)
+        divergence = kl_divergence(posterior, Normal(0.0, self.observation.latent_scale)).sum(dim=1)
         return LossOutput(
             loss=(reconstruction + kl_weight * divergence).mean(),
             reconstruction_loss=reconstruction,

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from scgde._constants import BATCH_KEYS
+from scgde.components import subsample
 
 if TYPE_CHECKING:
     from scgde.data import PopulationDataModule
@@ -29,6 +30,9 @@ SET_STEPS = 800
 
 SET_PASSES = 300
 """Epochs of the population phase at most: beyond, a flow learns the cells of a few small populations by heart."""
+
+MAX_SCALE_SAMPLE = 2_000_000
+"""Entries of the sample of rows that the scale of the latent is measured on, at most."""
 
 CELL_PASSES = (15, 200)
 """Range of the limit on passes over the cells; see :func:`cell_pass_limit`."""
@@ -133,6 +137,7 @@ class GDETrainingPlan(pl.LightningModule):
         self.contrast_weight = contrast_weight if n_contrasts else 0.0
         self.clip = clip
         self.seed = seed
+        self._sums: dict[str, dict[str, tuple[Any, int]]] = {"train": {}, "validation": {}}
         self.in_cell_phase = epochs.cells > 0
         self.phase_start = 0
         # Reads the contrasts off a noisy draw of the latent: they must be there at more than the noise's amplitude, and
@@ -204,29 +209,41 @@ class GDETrainingPlan(pl.LightningModule):
         # the prior of the weights counts once for all cells
         loss = output.loss + self.module.observation.penalty() / self.datamodule.n_train
         if self.contrast_head is not None and BATCH_KEYS.CONTRASTS in batch:
-            error = self.contrast_head(inference["u"]) - batch[BATCH_KEYS.CONTRASTS]
+            error = (
+                self.contrast_head(inference["u"] / self.module.observation.latent_scale) - batch[BATCH_KEYS.CONTRASTS]
+            )
             contrast = error.square().sum(dim=1).mean()
             loss = loss + self.contrast_weight * contrast
             logs[f"contrast_{mode}"] = contrast
-        self._log(logs, n)
+        self._log(logs, mode, n)
         return loss
 
     def _set_step(self, batch: dict[str, Tensor], mode: str, noise: torch.Generator) -> Tensor:
         terms = self.module.population_loss(batch, noise)
         logs = {f"{mode}_loss": terms["loss"]}
         logs |= {f"{name}_{mode}": value for name, value in terms.items() if name != "loss"}
-        self._log(logs, batch[BATCH_KEYS.SOURCES].shape[0])
+        self._log(logs, mode, batch[BATCH_KEYS.SOURCES].shape[0])
         return terms["loss"]
 
-    def _log(self, values: dict[str, Tensor], batch_size: int) -> None:
+    def _log(self, values: dict[str, Tensor], mode: str, batch_size: int) -> None:
+        # Lightning's own averaging over an epoch takes as long as a step of a small model.
+        sums = self._sums[mode]
+        for name, value in values.items():
+            total, weight = sums.get(name, (0.0, 0))
+            sums[name] = total + value.detach() * batch_size, weight + batch_size
+
+    def _log_epoch(self, mode: str) -> None:
+        """Log means over an epoch's batches, each weighing by its size."""
         sync = self.trainer.world_size > 1
-        values = {k: v.detach() for k, v in values.items()}
-        show = {k: v for k, v in values.items() if k.endswith("_loss")}
-        rest = {k: v for k, v in values.items() if k not in show}
-        self.log_dict(show, on_step=False, on_epoch=True, batch_size=batch_size, sync_dist=sync, prog_bar=True)
-        self.log_dict(rest, on_step=False, on_epoch=True, batch_size=batch_size, sync_dist=sync)
+        sums, self._sums[mode] = self._sums[mode], {}
+        for name, (total, weight) in sums.items():
+            self.log(name, total / weight, prog_bar=name.endswith("_loss"), sync_dist=sync)
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_epoch("validation")
 
     def on_train_epoch_end(self) -> None:
+        self._log_epoch("train")
         if self.in_cell_phase and self.current_epoch + 1 >= self.epochs.cells:
             self.start_population_phase()
 
@@ -238,9 +255,10 @@ class GDETrainingPlan(pl.LightningModule):
 
 
 def prepare_population_phase(module: GDEModule, data: PopulationDataModule) -> None:
-    """Encode all cells, hand their latents to the data module and fit what has a closed form."""
+    """Scale the latent, encode all cells, hand their latents to the data module and fit what has a closed form."""
     from scgde.inference import encode_cells
 
+    _fit_scale(module, data)
     everything = np.arange(data.table.n_cells)
     mean, sd = encode_cells(module, data.table, everything)
     data.set_latent(mean, sd)
@@ -269,6 +287,24 @@ def prepare_population_phase(module: GDEModule, data: PopulationDataModule) -> N
         trains.to(device),
         set_size=data.sampler.cells_per_population,
     )
+
+
+def _fit_scale(module: GDEModule, data: PopulationDataModule) -> None:
+    """Scale the axes of the latent by a sample of the training cells that are in populations."""
+    from scgde.generation import make_context
+    from scgde.inference import encode_cells
+
+    table = data.table
+    rows = data.train_idx[table.codes[data.train_idx] >= 0]
+    rows = subsample(rows, min(max(MAX_SCALE_SAMPLE // table.matrix.shape[1], 100), 1000), 0)
+    context = make_context(
+        table.library(rows, float(module.observation.size_factor_gain)),
+        table.batch[rows],
+        table.categorical[rows],
+        table.continuous[rows],
+        module.device,
+    )
+    module.observation.fit_scale(encode_cells(module, table, rows)[0].to(module.device), context)
 
 
 def one_cycle(progress: float, warmup: float = 0.3) -> float:

@@ -145,7 +145,7 @@ def test_control_c_in_a_script(tmp_path):
         model.train(max_epochs=50, accelerator="cpu", enable_progress_bar=False, callbacks=[Interrupt()])
         print("usable", np.isfinite(model.get_population_embedding().to_numpy()).all())
     """
-    environment = dict(os.environ, OMP_NUM_THREADS="1")
+    environment = dict(os.environ, OMP_NUM_THREADS="1", PYTHONWARNINGS="default")
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, env=environment, cwd=tmp_path
     )

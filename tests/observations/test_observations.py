@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from scgde.observations import COUNT_LIKELIHOODS, Context, ContinuousModel, CountModel
-from scgde.observations.counts import GENE_GAIN
+from scgde.observations.counts import GENE_GAIN, MIN_SCALE
 
 
 def make_counts(likelihood="zinb", n_vars=20, **options):
@@ -127,3 +127,65 @@ def test_library_size_is_predicted_from_the_latent():
     near = (u.abs() < 3).all(1)
     assert (model.log_library(u) - log_library)[near].abs().max() < 0.1
     assert model.log_library(torch.full((1, 3), 1e6)).isfinite().all()
+
+
+def expression(model, u, context):
+    return torch.log1p(model.target * model.decode(u, context).scale)
+
+
+@torch.no_grad()
+def test_latent_axes_weigh_by_what_they_change_in_expression(likelihood):
+    model = make_counts(likelihood, expression_weight=1.0)
+    model.target.fill_(100.0)
+    model.decoder_linear.weight.copy_(torch.randn(20, 3, generator=torch.Generator().manual_seed(1)))
+    model.decoder_linear.weight.mul_(torch.tensor([1.0, 0.3, 0.0]))
+    u, context = torch.randn(300, 3, generator=torch.Generator().manual_seed(0)), make_context(300)
+    model.fit_scale(u, context)
+    change, step = [], 1e-2
+    unscaled = u * model.latent_scale
+    for axis in range(3):
+        shift = torch.zeros(3)
+        shift[axis] = step
+        difference = expression(model, unscaled + shift, context) - expression(model, unscaled - shift, context)
+        change.append(difference.square().sum(1).mean().sqrt() / (2 * step))
+    # a step along any axis now changes expression alike, also along the axis that only the network uses
+    assert max(change) / min(change) == pytest.approx(1, abs=0.02)
+    assert float(model.latent_scale.square().mean()) == pytest.approx(1, rel=1e-4)
+    assert model.latent_scale[0] > 2 * model.latent_scale[1] > 4 * model.latent_scale[2]
+    full = model.latent_scale.clone()
+    for power in (0.0, 0.5):
+        model.expression_weight = power
+        model.fit_scale(unscaled, context)
+        expected = full**power / (full**power).square().mean().sqrt()
+        np.testing.assert_allclose(model.latent_scale, expected, rtol=1e-3)
+        unscaled = u * model.latent_scale
+
+
+@torch.no_grad()
+def test_scaling_the_latent_changes_no_cell_and_can_be_repeated():
+    model = make_counts()
+    x = torch.poisson(torch.full((50, 20), 3.0), generator=torch.Generator().manual_seed(0))
+    context = make_context(50)
+    mean, sd = model.encode(x)
+    before = model.decode(mean, context).scale
+    model.fit_scale(mean, context)
+    scale = model.latent_scale.clone()
+    assert (scale - 1).abs().max() > 0.01
+    scaled, scaled_sd = model.encode(x)
+    np.testing.assert_allclose(scaled, mean * scale, rtol=1e-5)
+    np.testing.assert_allclose(scaled_sd, sd * scale, rtol=1e-5)
+    np.testing.assert_allclose(model.decode(scaled, context).scale, before, rtol=1e-4)
+    model.fit_scale(scaled, context)
+    np.testing.assert_allclose(model.latent_scale, scale, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_an_axis_that_changes_nothing_can_still_be_inverted():
+    model = make_counts(expression_weight=1.0)
+    for weight in model.decoder.parameters():
+        weight.zero_()
+    model.decoder_linear.weight[:, 2] = 0.0
+    u, context = torch.randn(30, 3, generator=torch.Generator().manual_seed(0)), make_context(30)
+    model.fit_scale(u, context)
+    assert model.latent_scale[2] == pytest.approx(MIN_SCALE)
+    assert torch.isfinite(model.decode(u * model.latent_scale, context).scale).all()

@@ -52,15 +52,20 @@ class ObservationModel(nn.Module):
         Whether rows are integer counts.
     size_factor_gain
         Total count for each unit of size factor.
+    latent_scale
+        Standard deviation of the prior of each axis of ``u``, ``(n_latent,)``: ones until :meth:`fit_scale`.
     """
 
     n_latent: int
     is_learned: bool
     is_count: bool
     size_factor_gain: Tensor
+    latent_scale: Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, n_latent: int) -> None:
         super().__init__()
+        self.n_latent = n_latent
+        self.register_buffer("latent_scale", torch.ones(n_latent))
         self.register_buffer("size_factor_gain", torch.ones(()))
 
     @abstractmethod
@@ -89,6 +94,9 @@ class ObservationModel(nn.Module):
 
     def fit_library(self, u: Tensor, library: Tensor) -> None:
         """Learn :meth:`log_library` from draws of latents and library sizes ``(cells, 1)``; a no-op by default."""
+
+    def fit_scale(self, u: Tensor, context: Context) -> None:
+        """Scale the axes of ``u`` by what they change in a row, given latents ``(cells, n_latent)``; a no-op by default."""
 
     def fit_covariates(self, continuous: Tensor) -> None:
         """Take centre and scale of the continuous covariates of the training cells ``(cells, n)``; a no-op by default."""

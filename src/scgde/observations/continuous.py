@@ -32,8 +32,7 @@ class ContinuousModel(ObservationModel):
     scale: Tensor
 
     def __init__(self, n_vars: int) -> None:
-        super().__init__()
-        self.n_latent = n_vars
+        super().__init__(n_vars)
         self.register_buffer("centre", torch.zeros(n_vars))
         self.register_buffer("scale", torch.ones(()))
 
