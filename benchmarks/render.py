@@ -36,6 +36,11 @@ TITLES = {
         "The same with two batches that differ two-fold in a third of the genes: share of populations whose nearest "
         "embedding in the other batch is their own. `simulated.py`",
     ),
+    "simulated_lineage": (
+        "Distances where axes differ much in spread",
+        "60 clones that drift towards four fates, at three times (populations of 20-200 cells, 500 genes); pairs of 60 populations of 180 "
+        "that no part of training saw, by weight of the latent's axes (the default is 0.5). `simulated.py`",
+    ),
     "retrieval": (
         "Replicate retrieval on real data",
         "Mean reciprocal rank of a population's own other half among held-out cells, at the largest size at which the best "
@@ -46,6 +51,13 @@ TITLES = {
         "Generated cells against held-out cells",
         "Medians over populations; bars are what two halves of real cells reach, less the allowance; `redrawn` are training cells of the population, drawn again. `generation.py`",
     ),
+    **{
+        f"retrieval_weight{w}": (
+            f"Replicate retrieval with expression_weight={w}",
+            f"The default is 0.5. `retrieval.py --peers 0 --expression-weight {w} --sets papalexi,tapseq --name retrieval_weight{w}`",
+        )
+        for w in (0, 1)
+    },
     "retrieval_latent10": (
         "Replicate retrieval with a narrower cell latent",
         "10 dimensions in place of 20. `retrieval.py --peers 0 --n-latent 10 --sets papalexi,tapseq --name retrieval_latent10`",

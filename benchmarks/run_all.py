@@ -16,6 +16,20 @@ RUNS = (
     ("retrieval",),
     ("generation", "--n-latent", "10", "--sets", "tapseq,norman", "--name", "generation_latent10"),
     ("retrieval", "--peers", "0", "--n-latent", "10", "--sets", "papalexi,tapseq", "--name", "retrieval_latent10"),
+    *(
+        (
+            "retrieval",
+            "--peers",
+            "0",
+            "--expression-weight",
+            str(w),
+            "--sets",
+            "papalexi,tapseq",
+            "--name",
+            f"retrieval_weight{w}",
+        )
+        for w in (0, 1)
+    ),
     ("cell_phase",),
 )
 
