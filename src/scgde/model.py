@@ -24,7 +24,7 @@ from scgde._model_files import ModelFilesMixin
 from scgde._model_generation import GenerationMixin
 from scgde._model_training import TrainingMixin, check_choice
 from scgde.data import PopulationField
-from scgde.data.cells import check_counts, check_finite, locate_matrix
+from scgde.data.cells import check_counts, check_finite, locate_matrix, numeric_column
 from scgde.data.fields import ObsmRowsField
 from scgde.data.populations import as_keys
 from scgde.encoders import ENCODERS
@@ -305,6 +305,8 @@ class GDEModel(TrainingMixin, ModelFilesMixin, EmbeddingMixin, GenerationMixin, 
             if key is not None and adata.obs[key].isna().any():
                 message = f"adata.obs[{key!r}] has missing values; fill them or drop those cells."
                 raise ValueError(message)
+        for key in [*(continuous_covariate_keys or []), *([size_factor_key] if size_factor_key else [])]:
+            numeric_column(adata, key)
         labels: Any = [] if unassigned is None else [unassigned] if np.isscalar(unassigned) else list(unassigned)
         if obsm_key is None:
             rows_field: Any = LayerField(REGISTRY_KEYS.X_KEY, layer, is_count_data=False, correct_data_format=False)

@@ -130,6 +130,14 @@ def test_missing_batches(adata):
         setup(adata, batch_key="batch")
 
 
+@pytest.mark.parametrize("option", ["continuous_covariate_keys", "size_factor_key"])
+@pytest.mark.parametrize("values", ["text", np.inf], ids=str)
+def test_numbers_must_be_finite_numbers(adata, option, values):
+    adata.obs["age"] = values
+    with pytest.raises(ValueError, match="'age'"):
+        setup(adata, **{option: ["age"] if option.endswith("s") else "age"})
+
+
 def test_size_factors_must_be_positive(adata, make_model, train):
     adata.obs["size"] = 0.0
     with pytest.raises(ValueError, match="not positive"):

@@ -118,10 +118,10 @@ def cell_table(adata: AnnData, registry: dict) -> CellTable:
         _category_codes(adata, key, state["extra_categorical_covs"]["mappings"][key])
         for key in args["categorical_covariate_keys"] or []
     ]
-    continuous = [_number(adata, key) for key in args["continuous_covariate_keys"] or []]
+    continuous = [numeric_column(adata, key) for key in args["continuous_covariate_keys"] or []]
     size_factor = None
     if args["size_factor_key"] is not None:
-        size_factor = _number(adata, args["size_factor_key"])
+        size_factor = numeric_column(adata, args["size_factor_key"])
         if (size_factor <= 0).any():
             message = f"size_factor_key={args['size_factor_key']!r} holds values that are not positive."
             raise ValueError(message)
@@ -255,8 +255,19 @@ def _column(adata: AnnData, key: str) -> pd.Series:
     return adata.obs[key]
 
 
-def _number(adata: AnnData, key: str) -> np.ndarray:
-    values = pd.to_numeric(_column(adata, key)).to_numpy(dtype=np.float32)
+def numeric_column(adata: AnnData, key: str) -> np.ndarray:
+    """Finite numbers of a column of ``obs``, ``(cells,)``.
+
+    Raises
+    ------
+    ValueError
+        If there are others than finite numbers.
+    """
+    try:
+        values = pd.to_numeric(_column(adata, key)).to_numpy(dtype=np.float32)
+    except (TypeError, ValueError) as error:
+        message = f"obs[{key!r}] holds values that are not numbers; convert them, or name it as categorical."
+        raise ValueError(message) from error
     if not np.isfinite(values).all():
         message = f"obs[{key!r}] holds missing or infinite values; fill them or drop those cells."
         raise ValueError(message)
