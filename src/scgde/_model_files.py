@@ -140,7 +140,13 @@ class ModelFilesMixin:
             setattr(model, name, value)
         if attached is not None:
             model._attach(attached)  # type: ignore[attr-defined]
-        model.module.load_state_dict(state)
+        try:
+            model.module.load_state_dict(state)
+        except RuntimeError as error:
+            message = (
+                f"The file is not of a model of this version of scgde; train it again, or load it with its own: {error}"
+            )
+            raise ValueError(message) from error
         _, _, target = parse_device_args(
             accelerator=accelerator, devices=device, return_device="torch", validate_single_device=True
         )

@@ -246,10 +246,18 @@ class TrainingMixin:
                 for text in _LIGHTNING_ADVICE:
                     warnings.filterwarnings("ignore", message=text)
                 runner()
+            if plan.in_cell_phase:
+                prepare_population_phase(self.module, data)
+                message = (
+                    f"Training ended in the cell phase, after {runner.trainer.global_step} steps: set encoder and generator are as "
+                    "they start. Train longer, or use max_epochs=, which leaves a share to both phases."
+                )
+                warnings.warn(message, UserWarning, stacklevel=3)
             return
-        except (KeyboardInterrupt, SystemExit) as stop:
-            # Lightning turns Ctrl-C into SystemExit(1) and ignores further ones: both would end a notebook's kernel
-            if isinstance(stop, SystemExit) and "KeyboardInterrupt" not in repr(stop.__context__):
+        except (KeyboardInterrupt, SystemExit, RuntimeError) as stop:
+            # Lightning turns Ctrl-C into SystemExit(1) and ignores further ones: both would end a notebook's kernel. Between
+            # two epochs its own clearing up then fails, too.
+            if not _is_interruption(stop):
                 raise
         finally:
             if handler is not None and signal.getsignal(signal.SIGINT) is not handler:
@@ -274,6 +282,15 @@ class TrainingMixin:
             setattr(self, attribute, np.asarray(getattr(self, attribute), dtype=np.int64))
         self.cells_ = "" if self.adata is None else fingerprint(self.adata.obs_names)
         self._remember_populations(data)
+
+
+def _is_interruption(error: BaseException | None) -> bool:
+    """Whether an exception is Ctrl-C, or was raised on the way out from it."""
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt):
+            return True
+        error = error.__context__
+    return False
 
 
 def _warn_of_single_cells(data: PopulationDataModule) -> None:

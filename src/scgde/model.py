@@ -81,6 +81,7 @@ class GDEModel(TrainingMixin, ModelFilesMixin, EmbeddingMixin, GenerationMixin, 
         ``"gene"`` or ``"gene-batch"``.
     expression_weight
         How axes of ``u``, and with them distances, weigh: 0 all alike, 1 by what they change in log-normalised expression.
+        Continuous rows ignore it.
         Large values give distances that are closest to those of expression, small ones tell apart populations that differ
         along axes on which single cells hardly do.
 
@@ -123,9 +124,11 @@ class GDEModel(TrainingMixin, ModelFilesMixin, EmbeddingMixin, GenerationMixin, 
             if not isinstance(value, int | np.integer) or value < 1:
                 message = f"{name}={value!r} must be a positive integer."
                 raise ValueError(message)
-        if not 0 <= expression_weight <= 1:
-            message = f"expression_weight={expression_weight!r} must be between 0 and 1."
+        number = isinstance(expression_weight, int | float | np.integer | np.floating)
+        if not number or isinstance(expression_weight, bool) or not 0 <= expression_weight <= 1:
+            message = f"expression_weight={expression_weight!r} must be a number between 0 and 1."
             raise ValueError(message)
+        expression_weight = float(expression_weight)
         if args["obsm_key"] is not None and gene_likelihood in COUNT_LIKELIHOODS:
             message = (
                 f"gene_likelihood={gene_likelihood!r} is for counts, and the rows are obsm[{args['obsm_key']!r}]; use "
@@ -149,7 +152,7 @@ class GDEModel(TrainingMixin, ModelFilesMixin, EmbeddingMixin, GenerationMixin, 
             "generator": generator,
             "geometry": geometry,
             "dispersion": dispersion,
-            "expression_weight": float(expression_weight),
+            "expression_weight": expression_weight,
         }
         self.module = self._build_module(settings.seed)
         self._model_summary_string = (

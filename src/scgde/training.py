@@ -183,18 +183,28 @@ class GDETrainingPlan(pl.LightningModule):
         return torch.Generator(device=self.device).manual_seed(seed)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        noise = self._noise(0, self.global_step)
         if self.in_cell_phase:
             weight = self.kl_weight * min(self._progress() / max(self.kl_warmup, 1e-9), 1.0)
-            return self._cell_step(batch, "train", weight, self._noise(0, self.global_step))
-        return self._set_step(batch, "train", self._noise(0, self.global_step))
+            loss, logs, size = self._cell_step(batch, "train", weight, noise)
+        else:
+            loss, logs, size = self._set_step(batch, "train", noise)
+        self._log(logs, "train", size, last=self.trainer.is_last_batch)
+        return loss
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        noise = self._noise(1, batch_idx)
         if self.in_cell_phase:
-            self._cell_step(batch, "validation", self.kl_weight, self._noise(1, batch_idx))
+            _, logs, size = self._cell_step(batch, "validation", self.kl_weight, noise)
         else:
-            self._set_step(batch, "validation", self._noise(1, batch_idx))
+            _, logs, size = self._set_step(batch, "validation", noise)
+        trainer = self.trainer
+        n_batches = trainer.num_sanity_val_batches if trainer.sanity_checking else trainer.num_val_batches
+        self._log(logs, "validation", size, last=batch_idx + 1 >= n_batches[0])
 
-    def _cell_step(self, batch: dict[str, Tensor], mode: str, kl_weight: float, noise: torch.Generator) -> Tensor:
+    def _cell_step(
+        self, batch: dict[str, Tensor], mode: str, kl_weight: float, noise: torch.Generator
+    ) -> tuple[Tensor, dict[str, Tensor], int]:
         inference = self.module.inference(batch[BATCH_KEYS.X], generator=noise)
         generative = self.module.generative(**self.module._get_generative_input(batch, inference))
         output = self.module.loss(batch, inference, generative, kl_weight=kl_weight)
@@ -215,43 +225,43 @@ class GDETrainingPlan(pl.LightningModule):
             contrast = error.square().sum(dim=1).mean()
             loss = loss + self.contrast_weight * contrast
             logs[f"contrast_{mode}"] = contrast
-        self._log(logs, mode, n)
-        return loss
+        return loss, logs, n
 
-    def _set_step(self, batch: dict[str, Tensor], mode: str, noise: torch.Generator) -> Tensor:
+    def _set_step(
+        self, batch: dict[str, Tensor], mode: str, noise: torch.Generator
+    ) -> tuple[Tensor, dict[str, Tensor], int]:
         terms = self.module.population_loss(batch, noise)
         logs = {f"{mode}_loss": terms["loss"]}
         logs |= {f"{name}_{mode}": value for name, value in terms.items() if name != "loss"}
-        self._log(logs, mode, batch[BATCH_KEYS.SOURCES].shape[0])
-        return terms["loss"]
+        return terms["loss"], logs, batch[BATCH_KEYS.SOURCES].shape[0]
 
-    def _log(self, values: dict[str, Tensor], mode: str, batch_size: int) -> None:
-        # Lightning's own averaging over an epoch takes as long as a step of a small model.
+    def _log(self, values: dict[str, Tensor], mode: str, batch_size: int, *, last: bool) -> None:
+        """Log means over an epoch's batches, each weighing by its size, with the last of them.
+
+        Lightning's own averaging takes as long as a step of a small model. What the last batch logs is there for all callbacks.
+        """
         sums = self._sums[mode]
         for name, value in values.items():
             total, weight = sums.get(name, (0.0, 0))
             sums[name] = total + value.detach() * batch_size, weight + batch_size
-
-    def _log_epoch(self, mode: str) -> None:
-        """Log means over an epoch's batches, each weighing by its size."""
+        if not last:
+            return
+        self._sums[mode] = {}
         sync = self.trainer.world_size > 1
-        sums, self._sums[mode] = self._sums[mode], {}
         for name, (total, weight) in sums.items():
-            self.log(name, total / weight, prog_bar=name.endswith("_loss"), sync_dist=sync)
-
-    def on_validation_epoch_end(self) -> None:
-        self._log_epoch("validation")
+            bar = name.endswith("_loss")
+            self.log(name, total / weight, on_step=False, on_epoch=True, prog_bar=bar, sync_dist=sync, batch_size=1)
 
     def on_train_epoch_end(self) -> None:
-        self._log_epoch("train")
         if self.in_cell_phase and self.current_epoch + 1 >= self.epochs.cells:
             self.start_population_phase()
 
     def start_population_phase(self) -> None:
         """Fix the cell latent and start the population phase from its closed form."""
+        prepare_population_phase(self.module, self.datamodule)
+        # only now: who interrupts the line above has a model whose population phase must still be prepared
         self.in_cell_phase = False
         self.phase_start = self.global_step
-        prepare_population_phase(self.module, self.datamodule)
 
 
 def prepare_population_phase(module: GDEModule, data: PopulationDataModule) -> None:

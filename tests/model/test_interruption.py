@@ -8,6 +8,7 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.utilities.combined_loader import CombinedLoader
 
 
 class Interrupt(pl.Callback):
@@ -58,6 +59,21 @@ def test_other_errors_and_exits_are_not_swallowed(make_cells, make_model, train)
     with pytest.raises(SystemExit) as stop:
         train(model, 4, callbacks=[Exit()])
     assert stop.value.code == 3 and not model.is_trained
+
+
+def test_interruption_between_two_epochs(make_cells, make_model, train, monkeypatch):
+    class NextEpoch(pl.Callback):
+        def on_train_epoch_end(self, trainer, plan):
+            # the trainer's loader of the coming epoch exists and has not started: clearing up raises a RuntimeError
+            def stop(*args, **kwargs):
+                raise KeyboardInterrupt
+
+            monkeypatch.setattr(CombinedLoader, "__iter__", stop)
+
+    model = make_model(make_cells(6))
+    with pytest.warns(UserWarning, match="interrupted"):
+        train(model, 8, train_size=1.0, callbacks=[NextEpoch()])
+    assert np.isfinite(model.get_population_embedding().to_numpy()).all()
 
 
 def test_a_signal_at_any_moment_ends_training_and_the_next_one_interrupts_as_before(tmp_path):

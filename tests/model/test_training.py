@@ -12,7 +12,7 @@ import scvi
 import torch
 
 import scgde
-from scgde.training import cell_pass_limit, default_epochs
+from scgde.training import GDETrainingPlan, cell_pass_limit, default_epochs
 
 FORMATS = {
     "csc": sp.csc_matrix,
@@ -113,6 +113,85 @@ def test_early_stopping_ends_each_phase(make_cells, make_model, train):
     model = train(make_model(make_cells(6)), 400, early_stopping=True, check_val_every_n_epoch=1)
     assert len(model.history["train_loss"]) < 400
     assert len(model.history["generator_train"].dropna()) > 0
+
+
+def test_callbacks_find_the_losses_of_their_own_epoch(make_cells, make_model, train):
+    class Record(pl.Callback):
+        def __init__(self):
+            self.batches, self.sizes, self.train, self.validation = [], [], [], []
+
+        def on_train_batch_end(self, trainer, plan, outputs, batch, batch_idx):
+            self.batches.append((trainer.current_epoch, float(outputs["loss"])))
+
+        def on_train_epoch_end(self, trainer, plan):
+            self.train.append(float(trainer.callback_metrics["train_loss"]))
+
+        def on_validation_epoch_end(self, trainer, plan):
+            self.validation.append("validation_loss" in trainer.callback_metrics)
+
+    record = Record()
+    model = train(make_model(make_cells(6)), 4, callbacks=[record], plan_kwargs={"contrast_weight": 0.0}, batch_size=64)
+    history = model.history["train_loss"].to_numpy(dtype=float).ravel()
+    np.testing.assert_allclose(record.train, history, rtol=1e-6)
+    assert record.validation and all(record.validation)
+    assert len(history) == 4
+    # sets of the population phase: one batch of all six populations, whose loss is that of the epoch
+    last = [loss for epoch, loss in record.batches if epoch == 3]
+    assert len(last) == 1 and history[-1] == pytest.approx(last[0], rel=1e-5)
+
+
+def test_logged_losses_are_means_weighted_by_the_size_of_batches(make_cells, make_model, train, monkeypatch):
+    seen, log = [], GDETrainingPlan._log
+
+    def record(self, values, mode, batch_size, *, last):
+        seen.append((self.current_epoch, mode, float(values[f"{mode}_loss"]), batch_size))
+        log(self, values, mode, batch_size, last=last)
+
+    monkeypatch.setattr(GDETrainingPlan, "_log", record)
+    model = train(make_model(make_cells(7)), 4, populations_per_batch=4, batch_size=50)
+    for mode in ("train", "validation"):
+        history = model.history[f"{mode}_loss"].dropna()
+        for epoch, value in zip(history.index, history.to_numpy(dtype=float).ravel(), strict=True):
+            losses, sizes = np.array([row[2:] for row in seen if row[:2] == (epoch, mode)]).T
+            assert value == pytest.approx(np.average(losses, weights=sizes), rel=1e-5)
+    assert len({size for _, mode, _, size in seen if mode == "train"}) > 2  # batches of unequal size
+
+
+@pytest.mark.parametrize("limit", [{"max_steps": 2}, {"max_time": {"seconds": 0.0}}], ids=str)
+def test_training_that_ends_in_the_cell_phase_is_completed_with_a_warning(limit, make_cells, make_model, train):
+    model = make_model(make_cells(6), expression_weight=1.0)
+    with pytest.warns(UserWarning, match="ended in the cell phase"):
+        train(model, 20, **limit)
+    assert (model.module.observation.latent_scale - 1).abs().max() > 1e-3
+    assert model.module.skeleton.linear.weight.abs().max() > 0
+    assert np.isfinite(embedding_of(model)).all()
+
+
+def test_interruption_between_the_phases_leaves_a_complete_model(make_cells, make_model, train, monkeypatch):
+    import scgde.inference
+
+    encode, calls = scgde.inference.encode_cells, []
+
+    def interrupt(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return encode(*args, **kwargs)
+
+    monkeypatch.setattr(scgde.inference, "encode_cells", interrupt)
+    model = make_model(make_cells(6))
+    with pytest.warns(UserWarning, match="interrupted"):
+        train(model, 6)
+    assert model.module.skeleton.linear.weight.abs().max() > 0
+    assert model.module.set_encoder.centre.abs().max() > 0
+
+
+@pytest.mark.parametrize(
+    "value", [True, None, "0.5", float("nan"), -1, 2, np.array([0.3, 0.4]), np.array(0.3)], ids=repr
+)
+def test_bad_expression_weights(value, make_cells, make_model):
+    with pytest.raises(ValueError, match="expression_weight"):
+        make_model(make_cells(6), expression_weight=value)
 
 
 @pytest.mark.parametrize("phase", ["cell", "population"])
