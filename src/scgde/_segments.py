@@ -27,5 +27,7 @@ def normalised_weights(segment: Tensor, n_sets: int, weight: Tensor | None, dtyp
 
 def segment_mean(values: Tensor, segment: Tensor, n_sets: int, weight: Tensor | None = None) -> Tensor:
     """Weighted mean of the rows of each set: ``(cells, F)`` to ``(n_sets, F)``."""
-    w = normalised_weights(segment, n_sets, weight, values.dtype)
-    return segment_sum(values * w[:, None], segment, n_sets)
+    # in double precision: rounding would make a mean depend on the order and the number of copies of rows, and what is
+    # computed from it (a covariance as a difference, its root) magnifies that
+    w = normalised_weights(segment, n_sets, weight, torch.float64)
+    return segment_sum(values.double() * w[:, None], segment, n_sets).to(values.dtype)
