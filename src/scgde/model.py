@@ -81,9 +81,8 @@ class GDEModel(TrainingMixin, ModelFilesMixin, EmbeddingMixin, GenerationMixin, 
         ``"gene"`` or ``"gene-batch"``.
     expression_weight
         How axes of ``u``, and with them distances, weigh: 0 all alike, 1 by what they change in log-normalised expression.
-        Continuous rows ignore it.
-        Large values give distances that are closest to those of expression, small ones tell apart populations that differ
-        along axes on which single cells hardly do.
+        The larger, the closer distances are to those of decoded expression; the smaller, the more often a real population
+        is found again by its other half. Continuous rows ignore it.
 
     Examples
     --------

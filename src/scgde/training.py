@@ -238,7 +238,7 @@ class GDETrainingPlan(pl.LightningModule):
     def _log(self, values: dict[str, Tensor], mode: str, batch_size: int, *, last: bool) -> None:
         """Log means over an epoch's batches, each weighing by its size, with the last of them.
 
-        Lightning's own averaging takes as long as a step of a small model. What the last batch logs is there for all callbacks.
+        Lightning's own averaging costs time at every step. What the last batch logs is there for all callbacks.
         """
         sums = self._sums[mode]
         for name, value in values.items():

@@ -118,7 +118,7 @@ def test_early_stopping_ends_each_phase(make_cells, make_model, train):
 def test_callbacks_find_the_losses_of_their_own_epoch(make_cells, make_model, train):
     class Record(pl.Callback):
         def __init__(self):
-            self.batches, self.sizes, self.train, self.validation = [], [], [], []
+            self.batches, self.train, self.validation = [], [], []
 
         def on_train_batch_end(self, trainer, plan, outputs, batch, batch_idx):
             self.batches.append((trainer.current_epoch, float(outputs["loss"])))

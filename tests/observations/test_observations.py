@@ -163,14 +163,14 @@ def test_latent_axes_weigh_by_what_they_change_in_expression(likelihood):
 
 @torch.no_grad()
 def test_scaling_the_latent_changes_no_cell_and_can_be_repeated():
-    model = make_counts()
+    model = make_counts(expression_weight=1.0)
     x = torch.poisson(torch.full((50, 20), 3.0), generator=torch.Generator().manual_seed(0))
     context = make_context(50)
     mean, sd = model.encode(x)
     before = model.decode(mean, context).scale
     model.fit_scale(mean, context)
     scale = model.latent_scale.clone()
-    assert (scale - 1).abs().max() > 0.01
+    assert (scale - 1).abs().max() > 0.05
     scaled, scaled_sd = model.encode(x)
     np.testing.assert_allclose(scaled, mean * scale, rtol=1e-5)
     np.testing.assert_allclose(scaled_sd, sd * scale, rtol=1e-5)

@@ -229,9 +229,9 @@ class CountModel(ObservationModel):
         The prior gives all axes the same spread, whether they move expression much or hardly, which no distance between cells
         should do. The change is the root mean square over cells of the norm of the decoder's derivative, the diagonal of its
         pull-back metric (Arvanitidis et al. 2018, arXiv 1710.11379); a scaled axis keeps a diagonal posterior diagonal. At
-        power 1 distances are, to first order, those of decoded expression, and those between simulated populations come
-        closest to the truth. On real cells the few axes that move expression most are often of the cycle or of stress, and a
-        population then is found again by its other half less often.
+        power 1 distances are, to first order, those of decoded expression; between simulated clones they are closest to the
+        truth, and real populations are found again by their other half less often (``benchmarks/simulated.py``,
+        ``benchmarks/retrieval.py``).
         """
 
         def expression(v: Tensor) -> Tensor:
