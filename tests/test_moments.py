@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 
+from scgde._segments import segment_mean
 from scgde.geometry import isometry_loss
 from scgde.module import into_frame
 from scgde.moments import PopulationMoments, from_vector, moment_size, moment_vector, to_vector
@@ -215,3 +216,17 @@ def test_isometry_loss_of_coinciding_embeddings_has_finite_gradients():
     z = torch.zeros(3, 2, dtype=torch.float64, requires_grad=True)
     isometry_loss(z, gaussians(3, 10)).backward()
     assert torch.isfinite(z.grad).all()
+
+
+def test_means_depend_on_neither_order_nor_copies():
+    generator = torch.Generator().manual_seed(0)
+    values = 100 + torch.randn(5000, 3, generator=generator)
+    segment = torch.randint(2, (5000,), generator=generator)
+    mean, order = segment_mean(values, segment, 2), torch.randperm(5000, generator=generator)
+    assert mean.dtype == values.dtype
+    # one unit in the last place of a float near 100
+    for same in (
+        segment_mean(values[order], segment[order], 2),
+        segment_mean(values.repeat(3, 1), segment.repeat(3), 2),
+    ):
+        assert (same - mean).abs().max() <= 2**-17

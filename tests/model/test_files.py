@@ -101,6 +101,15 @@ def test_wrong_class(saved):
         scgde.GDEModel.load(saved, False)
 
 
+def test_a_file_of_another_version(saved):
+    path = os.path.join(saved, "model.pt")
+    content = torch.load(path, weights_only=True)
+    del content["model_state_dict"]["observation.latent_scale"]
+    torch.save(content, path)
+    with pytest.raises(ValueError, match=r"(?s)not of a model of this version.*latent_scale"):
+        scgde.GDEModel.load(saved, False)
+
+
 def test_missing_folder(tmp_path):
     with pytest.raises(FileNotFoundError, match="no model file"):
         scgde.GDEModel.load(tmp_path / "nothing")
