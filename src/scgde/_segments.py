@@ -31,3 +31,20 @@ def segment_mean(values: Tensor, segment: Tensor, n_sets: int, weight: Tensor | 
     # computed from it (a covariance as a difference, its root) magnifies that
     w = normalised_weights(segment, n_sets, weight, torch.float64)
     return segment_sum(values.double() * w[:, None], segment, n_sets).to(values.dtype)
+
+
+def pad_sets(segment: Tensor) -> tuple[Tensor, Tensor]:
+    """Positions of the rows of each set in a rectangle as wide as the largest set.
+
+    Returns
+    -------
+    ``index`` ``(n_sets, width)``, rows in order (0 where a set has ended), and ``present``, the same shape, False there.
+    """
+    n_sets = count_segments(segment)
+    sizes = torch.bincount(segment, minlength=n_sets)
+    order = torch.argsort(segment, stable=True)
+    starts = torch.cumsum(sizes, 0) - sizes
+    column = torch.arange(int(sizes.max()) if n_sets else 0, device=segment.device)
+    present = column < sizes[:, None]
+    index = order[(starts[:, None] + column).clamp_max(max(len(order) - 1, 0))]
+    return index * present, present

@@ -1,6 +1,8 @@
 """Set encoders: from the cells of a population to one vector."""
 
+from scgde.encoders.attention import AttentionEncoder, InducedAttentionEncoder
 from scgde.encoders.base import PooledEncoder, SetEncoder
+from scgde.encoders.context import MeanPoolEncoder, MedianPoolEncoder
 from scgde.encoders.kernel_mean import KernelMeanEncoder
 from scgde.encoders.mean import MeanEncoder
 from scgde.encoders.residual import ResidualEncoder
@@ -9,6 +11,21 @@ ENCODERS: dict[str, type[SetEncoder]] = {
     "residual": ResidualEncoder,
     "mean": MeanEncoder,
     "kernel_mean": KernelMeanEncoder,
+    "mean_pool": MeanPoolEncoder,
+    "median_pool": MedianPoolEncoder,
+    "attention": AttentionEncoder,
+    "induced_attention": InducedAttentionEncoder,
 }
 
-__all__ = ["ENCODERS", "KernelMeanEncoder", "MeanEncoder", "PooledEncoder", "ResidualEncoder", "SetEncoder"]
+__all__ = [
+    "ENCODERS",
+    "AttentionEncoder",
+    "InducedAttentionEncoder",
+    "KernelMeanEncoder",
+    "MeanEncoder",
+    "MeanPoolEncoder",
+    "MedianPoolEncoder",
+    "PooledEncoder",
+    "ResidualEncoder",
+    "SetEncoder",
+]

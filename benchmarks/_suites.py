@@ -1,0 +1,136 @@
+"""Laws of the synthetic geometry suites, their true distances and the free estimators of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from scipy.stats import invwishart, spearmanr
+
+from scgde import ot
+
+CACHE = Path(__file__).parent / "results" / "cache"
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """A mixture of Gaussians; a Gaussian is a mixture of one.
+
+    Attributes
+    ----------
+    weights, means, covs
+        ``(c,)``, ``(c, d)`` and ``(c, d, d)``.
+    """
+
+    weights: np.ndarray
+    means: np.ndarray
+    covs: np.ndarray
+
+    def sample(self, n: int, rng: np.random.Generator) -> np.ndarray:
+        """``(n, d)`` independent points."""
+        component = rng.choice(len(self.weights), n, p=self.weights)
+        roots = ot.sqrtm_psd(self.covs)
+        noise = rng.normal(size=(n, self.means.shape[1]))
+        return self.means[component] + np.einsum("nij,nj->ni", roots[component], noise)
+
+    def moments(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean ``(d,)`` and covariance ``(d, d)`` of the law."""
+        mean = self.weights @ self.means
+        centred = self.means - mean
+        second = self.covs + centred[:, :, None] * centred[:, None, :]
+        return mean, np.einsum("c,cij->ij", self.weights, second)
+
+    def centred(self) -> Mixture:
+        """The same law about its mean."""
+        return replace(self, means=self.means - self.moments()[0])
+
+
+def draw_gaussian(d: int, rng: np.random.Generator) -> Mixture:
+    """Mean U(0, 5)^d, covariance A A' / (d + 2) times U(0.3, 2)."""
+    a = rng.normal(size=(d, d + 2))
+    return Mixture(np.ones(1), rng.uniform(0, 5, (1, d)), (a @ a.T / (d + 2) * rng.uniform(0.3, 2))[None])
+
+
+def draw_mixture(d: int, rng: np.random.Generator) -> Mixture:
+    """Three components, weights Dirichlet(1, 1, 1), means U(0, 5)^d, covariances A A' / (d + 2) times 0.25."""
+    a = rng.normal(size=(3, d, d + 2))
+    return Mixture(rng.dirichlet(np.ones(3)), rng.uniform(0, 5, (3, d)), a @ a.transpose(0, 2, 1) / (d + 2) * 0.25)
+
+
+def draw_wishart(d: int, rng: np.random.Generator, scale: float) -> Mixture:
+    """The prior of the paper's tables: mean U(0, 5)^d, covariance inverse of Wishart(10 (d - 1), scale I)."""
+    cov = invwishart(df=10 * (d - 1), scale=np.eye(d) / scale).rvs(random_state=rng)
+    return Mixture(np.ones(1), rng.uniform(0, 5, (1, d)), np.asarray(cov).reshape(1, d, d))
+
+
+DRAW = {"gaussians": draw_gaussian, "mixtures": draw_mixture}
+
+
+def draw_laws(family: str, d: int, n: int, rng: np.random.Generator, *, centred: bool = False) -> list[Mixture]:
+    """``n`` laws of a suite."""
+    laws = [DRAW[family](d, rng) for _ in range(n)]
+    return [law.centred() for law in laws] if centred else laws
+
+
+def draw_points(laws: list[Mixture], n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """``n`` points of every law: flat rows and codes."""
+    return np.concatenate([law.sample(n, rng) for law in laws]), np.repeat(np.arange(len(laws)), n)
+
+
+def draw_pairs(n: int, n_pairs: int, rng: np.random.Generator) -> np.ndarray:
+    """``(2, p)`` distinct pairs of ``n`` things: all of them, or ``n_pairs`` at random."""
+    pairs = np.stack(np.triu_indices(n, 1))
+    return pairs if pairs.shape[1] <= n_pairs else pairs[:, rng.choice(pairs.shape[1], n_pairs, replace=False)]
+
+
+def gaussian_truth(laws: list[Mixture], pairs: np.ndarray) -> np.ndarray:
+    """Closed-form W2 of pairs of Gaussian laws, ``(p,)``; of their moments where they are mixtures."""
+    mean, cov = (np.stack(x) for x in zip(*(law.moments() for law in laws), strict=True))
+    i, j = pairs
+    return ot.gaussian_wasserstein(mean[i], cov[i], mean[j], cov[j])
+
+
+def exact_pairs(points: list[np.ndarray], pairs: np.ndarray) -> np.ndarray:
+    """Exact W2 of pairs of clouds, ``(p,)``."""
+    return np.array([ot.wasserstein(points[i], points[j]) for i, j in pairs.T])
+
+
+def mixture_truth(laws: list[Mixture], pairs: np.ndarray, n: int, rng: np.random.Generator, name: str) -> np.ndarray:
+    """Exact W2 between fresh draws of ``n`` points, kept in a cache under ``name``: hours for thousands of pairs.
+
+    Points are centred first and the distance of the *true* means is put back, which takes the noise of means out of the
+    estimate and lets the centred suite use the same computation.
+    """
+    path = CACHE / f"{name}.npy"
+    if path.exists():
+        return np.load(path)
+    points = [p - p.mean(0) for p in (law.sample(n, rng) for law in laws)]
+    centred = exact_pairs(points, pairs)
+    CACHE.mkdir(parents=True, exist_ok=True)
+    np.save(path, centred)
+    return centred
+
+
+def free_estimators(x: np.ndarray, codes: np.ndarray, pairs: np.ndarray, *, exact: bool = True) -> dict[str, np.ndarray]:
+    """Distances of pairs that need no training, from the same points."""
+    i, j = pairs
+    groups = np.split(x, np.flatnonzero(np.diff(codes)) + 1)
+    mean = np.stack([g.mean(0) for g in groups])
+    cov = np.stack([np.atleast_2d(np.cov(g.T)) for g in groups])
+    root = ot.sqrtm_psd(cov)
+    spread = np.sqrt(((root[i] - root[j]) ** 2).sum((1, 2)))
+    distances = {
+        "mean": np.linalg.norm(mean[i] - mean[j], axis=1),
+        "mean + root covariance": np.hypot(np.linalg.norm(mean[i] - mean[j], axis=1), spread),
+        "Bures": ot.gaussian_wasserstein(mean[i], cov[i], mean[j], cov[j]),
+        "sliced W2": ot.pairwise_distances(x, codes, metric="sliced", progress=False)[i, j],
+    }
+    if exact:
+        distances["exact OT"] = exact_pairs(groups, pairs)
+    return distances
+
+
+def rank(distance: np.ndarray, truth: np.ndarray) -> float:
+    """Spearman correlation."""
+    return float(spearmanr(distance, truth).statistic)

@@ -1,0 +1,179 @@
+"""Set encoders by attention: among all cells of a set, or through a few inducing points."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+from scgde._networks import mlp
+from scgde._segments import normalised_weights, pad_sets, segment_sum
+from scgde.encoders.context import DeepSetEncoder
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_SCORES_PER_PASS = 2**24
+
+
+class AttentionEncoder(DeepSetEncoder):
+    """Self-attention among the cells of a set, without positions, and a mean head.
+
+    A cell attends to another in proportion to its weight times the exponential of their score, so that duplicating cells
+    changes nothing. Time grows with the square of a set's size: for sets of thousands of cells use
+    :class:`InducedAttentionEncoder`.
+
+    Parameters
+    ----------
+    n_latent, n_embedding, n_hidden
+        See :class:`~scgde.encoders.SetEncoder`.
+    n_layers, n_heads
+        Number of layers and of heads in each; ``n_hidden`` must be a multiple of ``n_heads``.
+    """
+
+    def __init__(
+        self, n_latent: int, n_embedding: int, n_hidden: int = 128, n_layers: int = 2, n_heads: int = 4
+    ) -> None:
+        super().__init__(n_latent, n_embedding, n_hidden)
+        if n_hidden % n_heads:
+            message = f"n_hidden={n_hidden} must be a multiple of the {n_heads} heads of attention."
+            raise ValueError(message)
+        self.n_heads = n_heads
+        self.norms = nn.ModuleList(nn.LayerNorm(n_hidden) for _ in range(2 * n_layers))
+        self.projections = nn.ModuleList(nn.Linear(n_hidden, 3 * n_hidden) for _ in range(n_layers))
+        self.outputs = nn.ModuleList(nn.Linear(n_hidden, n_hidden) for _ in range(n_layers))
+        self.networks = nn.ModuleList(mlp(n_hidden, n_hidden, n_hidden, n_layers=1) for _ in range(n_layers))
+
+    def mix(self, h: Tensor, segment: Tensor, n_sets: int, weight: Tensor | None) -> Tensor:
+        for i, (project, out, network) in enumerate(
+            zip(self.projections, self.outputs, self.networks, strict=True)
+        ):
+            q, k, v = project(self.norms[2 * i](h)).chunk(3, dim=1)
+            h = h + out(self.attend(q, k, v, segment, n_sets, weight))
+            h = h + network(self.norms[2 * i + 1](h))
+        return h
+
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, segment: Tensor, n_sets: int, weight: Tensor | None
+    ) -> Tensor:
+        """Attention within every set, ``(cells, n_hidden)``."""
+        pieces = []
+        for rows in _groups_of_sets(segment, n_sets):
+            _, codes = torch.unique(segment[rows], return_inverse=True)
+            index, present = pad_sets(codes)
+
+            def heads(x: Tensor, rows: Tensor = rows, index: Tensor = index) -> Tensor:
+                return x[rows][index].unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
+
+            if weight is None:
+                mixed = scaled_dot_product_attention(
+                    heads(q), heads(k), heads(v), attn_mask=present[:, None, None, :]
+                )
+            else:
+                mixed = weighted_attention(heads(q), heads(k), heads(v), weight[rows][index] * present)
+            pieces.append((rows[index[present]], mixed.transpose(1, 2).flatten(2)[present]))
+        order = torch.cat([rows for rows, _ in pieces])
+        return torch.empty_like(q).index_copy(0, order, torch.cat([mixed for _, mixed in pieces]))
+
+
+def weighted_attention(q: Tensor, k: Tensor, v: Tensor, weight: Tensor) -> Tensor:
+    """Attention ``(sets, heads, cells, width)`` in which a cell counts by its weight, ``(sets, cells)``.
+
+    Weights multiply; as logarithms added to scores they would have no derivative at zero.
+    """
+    scores = q @ k.mT * q.shape[-1] ** -0.5
+    # cells of weight zero must not set the scale, or all others could underflow
+    top = scores.detach().masked_fill(weight[:, None, None, :] == 0, -torch.inf).amax(-1, keepdim=True)
+    mass = (scores - top.clamp_min(-1e30)).clamp_max(50.0).exp() * weight[:, None, None, :]
+    return mass @ v / mass.sum(-1, keepdim=True).clamp_min(1e-30)
+
+
+class InducedAttentionEncoder(DeepSetEncoder):
+    """Attention through inducing points (Lee et al. 2019, arXiv 1810.00825): cost linear in a set's size.
+
+    Learned queries gather summaries of a set, each a weighted mean of its cells, and every cell then attends to the
+    summaries.
+
+    Parameters
+    ----------
+    n_latent, n_embedding, n_hidden, n_layers, n_heads
+        See :class:`AttentionEncoder`.
+    n_points
+        Number of inducing points.
+    """
+
+    def __init__(
+        self,
+        n_latent: int,
+        n_embedding: int,
+        n_hidden: int = 128,
+        n_layers: int = 2,
+        n_heads: int = 4,
+        n_points: int = 16,
+    ) -> None:
+        super().__init__(n_latent, n_embedding, n_hidden)
+        if n_hidden % n_heads:
+            message = f"n_hidden={n_hidden} must be a multiple of the {n_heads} heads of attention."
+            raise ValueError(message)
+        self.n_heads = n_heads
+        self.points = nn.ParameterList(torch.randn(n_points, n_hidden) for _ in range(n_layers))
+        self.norms = nn.ModuleList(nn.LayerNorm(n_hidden) for _ in range(2 * n_layers))
+        self.gathers = nn.ModuleList(nn.Linear(n_hidden, 2 * n_hidden) for _ in range(n_layers))
+        self.queries = nn.ModuleList(nn.Linear(n_hidden, n_hidden) for _ in range(n_layers))
+        self.returns = nn.ModuleList(nn.Linear(n_hidden, 2 * n_hidden) for _ in range(n_layers))
+        self.outputs = nn.ModuleList(nn.Linear(n_hidden, n_hidden) for _ in range(n_layers))
+        self.networks = nn.ModuleList(mlp(n_hidden, n_hidden, n_hidden, n_layers=1) for _ in range(n_layers))
+
+    def mix(self, h: Tensor, segment: Tensor, n_sets: int, weight: Tensor | None) -> Tensor:
+        share = normalised_weights(segment, n_sets, weight, torch.float64)
+        for i, network in enumerate(self.networks):
+            normed = self.norms[2 * i](h)
+            keys, values = (x.unflatten(1, (self.n_heads, -1)) for x in self.gathers[i](normed).chunk(2, dim=1))
+            points = self.points[i].unflatten(1, (self.n_heads, -1))
+            summary = self._gather(points, keys, values, segment, n_sets, share)
+            back_keys, back_values = self.returns[i](summary).unflatten(2, (2 * self.n_heads, -1)).chunk(2, dim=2)
+            queries = self.queries[i](normed).unflatten(1, (self.n_heads, -1))
+            scores = torch.einsum("nhe,nphe->nhp", queries, back_keys[segment]) * queries.shape[2] ** -0.5
+            mixed = torch.einsum("nhp,nphe->nhe", scores.softmax(2), back_values[segment]).flatten(1)
+            h = h + self.outputs[i](mixed)
+            h = h + network(self.norms[2 * i + 1](h))
+        return h
+
+    @staticmethod
+    def _gather(
+        points: Tensor, keys: Tensor, values: Tensor, segment: Tensor, n_sets: int, share: Tensor
+    ) -> Tensor:
+        """Summaries ``(n_sets, n_points, n_hidden)``: means of values weighted by share times exponential score."""
+        scores = torch.einsum("phe,nhe->nhp", points, keys) * keys.shape[2] ** -0.5
+        # subtract each set's largest score: softmax over a set without overflow
+        rows = segment[:, None, None].expand_as(scores)
+        top = scores.new_zeros((n_sets, *scores.shape[1:])).scatter_reduce(
+            0, rows, scores.detach(), "amax", include_self=False
+        )
+        # sums in double precision, as for every mean of a set
+        mass = (scores - top[segment]).exp().double() * share[:, None, None]
+        total = segment_sum(mass, segment, n_sets).clamp_min(1e-300)
+        summed = [
+            segment_sum(mass[:, :, p, None] * values.double(), segment, n_sets) / total[:, :, p, None]
+            for p in range(points.shape[0])
+        ]
+        return torch.stack(summed, dim=1).flatten(2).to(values.dtype)
+
+
+def _groups_of_sets(segment: Tensor, n_sets: int) -> Iterator[Tensor]:
+    """Rows of the sets, in groups of sets of like size whose padded scores fit a pass."""
+    sizes = torch.bincount(segment, minlength=n_sets)
+    by_size = torch.argsort(sizes, descending=True)
+    place = torch.empty_like(by_size)
+    place[by_size] = torch.arange(n_sets, device=segment.device)
+    rows = torch.argsort(place[segment], stable=True)
+    ordered = sizes[by_size].tolist()
+    start_row = start = 0
+    while start < n_sets and ordered[start] > 0:
+        count = max(_SCORES_PER_PASS // ordered[start] ** 2, 1)
+        group = [n for n in ordered[start : start + count] if n > 0]
+        yield rows[start_row : start_row + sum(group)]
+        start_row += sum(group)
+        start += len(group)
