@@ -68,3 +68,42 @@ def check_weights(name: str, weights: Any, n_points: int) -> np.ndarray | None:
             "not negative and not all zero. Clip or drop the points concerned."
         )
     return weights / total
+
+
+def as_pair(x: Any, y: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Both as tensors of one type, on the device of whichever is a tensor already."""
+    reference = next((value for value in (x, y) if isinstance(value, torch.Tensor)), None)
+    x, y = to_tensor(x), to_tensor(y)
+    if reference is not None:
+        x, y = x.to(reference.device), y.to(reference.device)
+    dtype = torch.promote_types(x.dtype, y.dtype)
+    return x.to(dtype), y.to(dtype)
+
+
+def restore(value: torch.Tensor, as_tensor: bool) -> Any:
+    """The value as it is, or as a NumPy array (a scalar where it has no dimensions)."""
+    return value if as_tensor else value.numpy()[()]
+
+
+def check_covariances(name_x: str, cov_x: torch.Tensor, name_y: str, cov_y: torch.Tensor) -> None:
+    """Raise unless both are stacks of square matrices of one size."""
+    for name, cov in ((name_x, cov_x), (name_y, cov_y)):
+        if cov.ndim < 2 or cov.shape[-1] != cov.shape[-2]:
+            raise ValueError(
+                f"`{name}` has shape {tuple(cov.shape)}: covariances have shape (*, d, d). "
+                "Turn variances into matrices with `numpy.diag`."
+            )
+    if cov_x.shape[-1] != cov_y.shape[-1]:
+        raise ValueError(
+            f"`{name_x}` has {cov_x.shape[-1]} dimensions and `{name_y}` has {cov_y.shape[-1]}: they must be equal. "
+            "Give both in the same latent space."
+        )
+
+
+def check_means(name: str, mean: torch.Tensor, name_cov: str, cov: torch.Tensor) -> None:
+    """Raise unless the mean has the dimension of the covariance."""
+    if mean.ndim < 1 or mean.shape[-1] != cov.shape[-1]:
+        raise ValueError(
+            f"`{name}` has shape {tuple(mean.shape)} and `{name_cov}` {tuple(cov.shape)}: the last dimensions must be "
+            "equal. Give means (*, d) and covariances (*, d, d)."
+        )

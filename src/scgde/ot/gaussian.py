@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch.autograd.function import once_differentiable
 
-from ._validate import to_tensor
+from ._validate import as_pair, check_covariances, check_means, restore
 from .sliced import safe_sqrt
 
 # Bytes of the stacks of matrices that are held at once when all pairs are compared.
@@ -103,9 +103,9 @@ def bures(cov_x: Any, cov_y: Any) -> Any:
     1.0
     """
     as_tensor = isinstance(cov_x, torch.Tensor) or isinstance(cov_y, torch.Tensor)
-    cov_x, cov_y = _as_pair(cov_x, cov_y)
-    _check_covariances("cov_x", cov_x, "cov_y", cov_y)
-    return _restore(safe_sqrt(_squared_bures(cov_x, cov_y)), as_tensor)
+    cov_x, cov_y = as_pair(cov_x, cov_y)
+    check_covariances("cov_x", cov_x, "cov_y", cov_y)
+    return restore(safe_sqrt(_squared_bures(cov_x, cov_y)), as_tensor)
 
 
 def gaussian_wasserstein(mean_x: Any, cov_x: Any, mean_y: Any, cov_y: Any, *, squared: bool = False) -> Any:
@@ -140,13 +140,13 @@ def gaussian_wasserstein(mean_x: Any, cov_x: Any, mean_y: Any, cov_y: Any, *, sq
     5.0
     """
     as_tensor = any(isinstance(value, torch.Tensor) for value in (mean_x, cov_x, mean_y, cov_y))
-    mean_x, mean_y = _as_pair(mean_x, mean_y)
-    cov_x, cov_y = _as_pair(cov_x, cov_y)
-    _check_covariances("cov_x", cov_x, "cov_y", cov_y)
-    _check_means("mean_x", mean_x, "cov_x", cov_x)
-    _check_means("mean_y", mean_y, "cov_y", cov_y)
+    mean_x, mean_y = as_pair(mean_x, mean_y)
+    cov_x, cov_y = as_pair(cov_x, cov_y)
+    check_covariances("cov_x", cov_x, "cov_y", cov_y)
+    check_means("mean_x", mean_x, "cov_x", cov_x)
+    check_means("mean_y", mean_y, "cov_y", cov_y)
     value = (mean_x - mean_y).square().sum(-1) + _squared_bures(cov_x, cov_y)
-    return _restore(value if squared else safe_sqrt(value), as_tensor)
+    return restore(value if squared else safe_sqrt(value), as_tensor)
 
 
 def pairwise_gaussian_wasserstein(mean: Any, cov: Any, mean_y: Any = None, cov_y: Any = None) -> Any:
@@ -186,11 +186,11 @@ def pairwise_gaussian_wasserstein(mean: Any, cov: Any, mean_y: Any = None, cov_y
         )
     as_tensor = any(isinstance(value, torch.Tensor) for value in (mean, cov, mean_y, cov_y))
     symmetric = mean_y is None
-    mean, mean_y = _as_pair(mean, mean if symmetric else mean_y)
-    cov, cov_y = _as_pair(cov, cov if symmetric else cov_y)
-    _check_covariances("cov", cov, "cov_y", cov_y)
+    mean, mean_y = as_pair(mean, mean if symmetric else mean_y)
+    cov, cov_y = as_pair(cov, cov if symmetric else cov_y)
+    check_covariances("cov", cov, "cov_y", cov_y)
     for name, value, name_cov, covariance in (("mean", mean, "cov", cov), ("mean_y", mean_y, "cov_y", cov_y)):
-        _check_means(name, value, name_cov, covariance)
+        check_means(name, value, name_cov, covariance)
         if value.ndim != 2 or covariance.shape != (*value.shape, value.shape[-1]):
             raise ValueError(
                 f"`{name}` has shape {tuple(value.shape)} and `{name_cov}` {tuple(covariance.shape)}: they must be "
@@ -212,9 +212,9 @@ def pairwise_gaussian_wasserstein(mean: Any, cov: Any, mean_y: Any = None, cov_y
     ]
     flat = safe_sqrt(torch.cat(values)) if values else mean.new_zeros(0)
     if not symmetric:
-        return _restore(flat.reshape(n_rows, n_columns), as_tensor)
+        return restore(flat.reshape(n_rows, n_columns), as_tensor)
     upper = mean.new_zeros(n_rows, n_rows).index_put((rows, columns), flat)
-    return _restore(upper + upper.T, as_tensor)
+    return restore(upper + upper.T, as_tensor)
 
 
 def _squared_bures(cov_x: torch.Tensor, cov_y: torch.Tensor, root_x: torch.Tensor | None = None) -> torch.Tensor:
@@ -229,39 +229,3 @@ def _squared_bures(cov_x: torch.Tensor, cov_y: torch.Tensor, root_x: torch.Tenso
         cross = torch.linalg.eigvalsh(inner).clamp_min(0).sqrt().sum(-1)
     traces = (cov_x.diagonal(dim1=-2, dim2=-1) + cov_y.diagonal(dim1=-2, dim2=-1)).sum(-1)
     return (traces - 2 * cross).clamp_min(0)
-
-
-def _as_pair(x: Any, y: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Both as tensors of one type, on the device of whichever is a tensor already."""
-    reference = next((value for value in (x, y) if isinstance(value, torch.Tensor)), None)
-    x, y = to_tensor(x), to_tensor(y)
-    if reference is not None:
-        x, y = x.to(reference.device), y.to(reference.device)
-    dtype = torch.promote_types(x.dtype, y.dtype)
-    return x.to(dtype), y.to(dtype)
-
-
-def _restore(value: torch.Tensor, as_tensor: bool) -> Any:
-    return value if as_tensor else value.numpy()[()]
-
-
-def _check_covariances(name_x: str, cov_x: torch.Tensor, name_y: str, cov_y: torch.Tensor) -> None:
-    for name, cov in ((name_x, cov_x), (name_y, cov_y)):
-        if cov.ndim < 2 or cov.shape[-1] != cov.shape[-2]:
-            raise ValueError(
-                f"`{name}` has shape {tuple(cov.shape)}: covariances have shape (*, d, d). "
-                "Turn variances into matrices with `numpy.diag`."
-            )
-    if cov_x.shape[-1] != cov_y.shape[-1]:
-        raise ValueError(
-            f"`{name_x}` has {cov_x.shape[-1]} dimensions and `{name_y}` has {cov_y.shape[-1]}: they must be equal. "
-            "Give both in the same latent space."
-        )
-
-
-def _check_means(name: str, mean: torch.Tensor, name_cov: str, cov: torch.Tensor) -> None:
-    if mean.ndim < 1 or mean.shape[-1] != cov.shape[-1]:
-        raise ValueError(
-            f"`{name}` has shape {tuple(mean.shape)} and `{name_cov}` {tuple(cov.shape)}: the last dimensions must be "
-            "equal. Give means (*, d) and covariances (*, d, d)."
-        )
