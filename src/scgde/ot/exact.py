@@ -69,6 +69,17 @@ def exact_cost(
         (x_sorted, levels_x), (y_sorted, levels_y) = sorted_clouds
         return float(quantile_cost(x_sorted, y_sorted, levels_x, levels_y))
 
+    rows, columns, mass = exact_plan(x, y, weights_x, weights_y)
+    return float(mass @ np.square(x[rows] - y[columns]).sum(axis=1))
+
+
+def exact_plan(
+    x: np.ndarray, y: np.ndarray, weights_x: np.ndarray | None = None, weights_y: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rows, columns and masses of the non-zero entries of an optimal plan between two valid float64 clouds.
+
+    Entries are in order of rows. Uniform weights on clouds of equal size give a permutation.
+    """
     from scipy.spatial.distance import cdist
 
     # cdist sums squared differences; the expansion |x|^2 + |y|^2 - 2xy would cancel for clouds far from the origin.
@@ -78,16 +89,24 @@ def exact_cost(
 
         # Uniform clouds of equal size have an optimal plan that is a permutation (Birkhoff).
         rows, columns = linear_sum_assignment(cost)
-        return float(cost[rows, columns].mean())
+        return rows, columns, np.full(len(x), 1 / len(x))
+    return solve_plan(cost, weights_x, weights_y)
 
+
+def solve_plan(
+    cost: np.ndarray, weights_x: np.ndarray | None = None, weights_y: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rows, columns and masses of the non-zero entries of an optimal plan for a matrix of costs."""
     import ot
 
-    weights_x = np.full(len(x), 1 / len(x)) if weights_x is None else weights_x
-    weights_y = np.full(len(y), 1 / len(y)) if weights_y is None else weights_y
-    value, log = ot.emd2(weights_x, weights_y, cost, numItermax=_MAX_ITERATIONS, log=True)
+    n, m = cost.shape
+    weights_x = np.full(n, 1 / n) if weights_x is None else weights_x
+    weights_y = np.full(m, 1 / m) if weights_y is None else weights_y
+    plan, log = ot.emd(weights_x, weights_y, cost, numItermax=_MAX_ITERATIONS, log=True)
     if log["warning"] is not None:
         raise RuntimeError(
-            f"The transport problem between {len(x)} and {len(y)} points was not solved to optimality: "
+            f"The transport problem between {n} and {m} points was not solved to optimality: "
             f"{log['warning']} Subsample the clouds or use the sliced distance."
         )
-    return max(float(value), 0.0)
+    rows, columns = np.nonzero(plan)
+    return rows, columns, plan[rows, columns]
