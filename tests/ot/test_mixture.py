@@ -84,9 +84,9 @@ def test_fit_finds_known_parameters():
 
 def test_fit_is_equivariant_and_starts_where_it_is_told():
     x = draw(*mixture(2, d=2, spread=6), 300, np.random.default_rng(0))
-    start = dict(means_init=x[:2], weights_init=[1, 3], covs_init=np.stack([np.cov(x.T)] * 2))
+    start = {"means_init": x[:2], "weights_init": [1, 3], "covs_init": np.stack([np.cov(x.T)] * 2)}
     weights, means, covs = fit_gaussian_mixture(x, 2, **start)
-    moved = dict(means_init=x[:2] * 1e3 + 5e4, weights_init=[1, 3], covs_init=np.stack([np.cov(x.T)] * 2) * 1e6)
+    moved = {"means_init": x[:2] * 1e3 + 5e4, "weights_init": [1, 3], "covs_init": np.stack([np.cov(x.T)] * 2) * 1e6}
     other = fit_gaussian_mixture(x * 1e3 + 5e4, 2, **moved)
     np.testing.assert_allclose(other[0], weights, rtol=1e-6)
     np.testing.assert_allclose((other[1] - 5e4) / 1e3, means, rtol=1e-6, atol=1e-6)

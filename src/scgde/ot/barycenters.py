@@ -174,7 +174,7 @@ def free_support_barycenter(
     centre = share @ pooled
     scale = float(np.sqrt(share @ np.square(pooled - centre).sum(axis=1))) or 1.0
     # Points drawn twice would share their targets for a while.
-    twice = n > np.count_nonzero(share)
+    twice = bool(n > np.count_nonzero(share))
     start = pooled[np.random.default_rng(seed).choice(len(pooled), size=n, replace=twice, p=share / share.sum())]
     found = ot.lp.free_support_barycenter(
         [(cloud - centre) / scale for cloud in points],
