@@ -6,6 +6,7 @@ from .gaussian import bures, gaussian_wasserstein, pairwise_gaussian_wasserstein
 from .geodesics import displacement_interpolation, gaussian_geodesic, gaussian_map
 from .mixture import fit_gaussian_mixture, mixture_wasserstein
 from .pairwise import estimate_cost, pairwise_distances
+from .sinkhorn import sinkhorn_divergence
 from .sliced import sliced_wasserstein
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "mixture_wasserstein",
     "pairwise_distances",
     "pairwise_gaussian_wasserstein",
+    "sinkhorn_divergence",
     "sliced_wasserstein",
     "sqrtm_psd",
     "wasserstein",
