@@ -112,7 +112,9 @@ def mixture_truth(laws: list[Mixture], pairs: np.ndarray, n: int, rng: np.random
     return centred
 
 
-def free_estimators(x: np.ndarray, codes: np.ndarray, pairs: np.ndarray, *, exact: bool = True) -> dict[str, np.ndarray]:
+def free_estimators(
+    x: np.ndarray, codes: np.ndarray, pairs: np.ndarray, *, exact: bool = True
+) -> dict[str, np.ndarray]:
     """Distances of pairs that need no training, from the same points."""
     i, j = pairs
     groups = np.split(x, np.flatnonzero(np.diff(codes)) + 1)

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from scgde.encoders import SetEncoder
     from scgde.module import GDEModule
 
-JACKKNIFE_MAX = 300
-"""Populations of at most this many cells use delete-one values; larger ones use influences."""
+_LOOSE_CELLS_PER_PASS = 1000
+"""Cells in no population, and cells of the reference sample, that an encoder without pooled features sees at once."""
 
 _CELLS_PER_PASS = 50_000
 
@@ -72,7 +72,7 @@ class Embedding:
 def embed(encoder: SetEncoder, u: Tensor, codes: np.ndarray, labels: list[str], reference: Tensor | None) -> Embedding:
     r"""Embed ragged sets with per-cell vectors and standard errors by the (infinitesimal) jackknife.
 
-    A population of n cells of more than 300, or any population under a linear encoder, has the per-cell vectors
+    A population of n cells of more than ``encoder.jackknife_max``, or any population under a linear encoder, has the vectors
     :math:`z + \psi_j` with the influences :math:`\psi_j`. A smaller one has the jackknife pseudo-values
     :math:`n z - (n - 1) z_{(-j)}`, whose mean is the embedding with its bias of order 1/n removed. Either way the
     population's embedding is the mean of its vectors, and its standard error their standard deviation over
@@ -137,7 +137,7 @@ def cell_vectors(encoder: SetEncoder, u: Tensor, segment: Tensor, n_sets: int) -
     device = next(iter(encoder.state_dict().values())).device
     u, codes = u.to(device), segment.to(device)
     sizes = torch.bincount(codes, minlength=n_sets)
-    small = (sizes > 1) & (sizes <= JACKKNIFE_MAX) & (not encoder.is_linear)
+    small = (sizes > 1) & (sizes <= encoder.jackknife_max) & (not encoder.is_linear)
     vectors = torch.empty((len(u), encoder.n_embedding), dtype=torch.float64, device=device)
     for chosen, delete_one in ((~small, False), (small, True)):
         rows = torch.nonzero(chosen[codes]).squeeze(1)
@@ -168,8 +168,9 @@ def added_influence(encoder: SetEncoder, reference: Tensor, u: Tensor) -> Tensor
             z, jacobian = encoder.head_jacobian(pooled)
             return (z + (encoder.features(u) - pooled) @ jacobian[0].T).double().cpu()
     blocks = []
-    for start in range(0, len(u), 5000):
-        block = u[start : start + 5000]
+    reference = reference[:: -(-len(reference) // _LOOSE_CELLS_PER_PASS)]
+    for start in range(0, len(u), _LOOSE_CELLS_PER_PASS):
+        block = u[start : start + _LOOSE_CELLS_PER_PASS]
         joint = torch.cat([reference, block])
         weight = torch.cat([torch.ones(len(reference)), torch.zeros(len(block))]).to(device)
         blocks.append(encoder.weighted_influence(joint, weight)[len(reference) :])

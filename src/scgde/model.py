@@ -68,9 +68,13 @@ class GDEModel(TrainingMixin, ModelFilesMixin, EmbeddingMixin, GenerationMixin, 
     n_layers
         Hidden layers of the cell encoder.
     encoder
-        Set encoder: ``"residual"``, ``"mean"`` or ``"kernel_mean"``.
+        Set encoder: ``"residual"`` (the default; starts as an isometric projection of moments), ``"mean"``, ``"kernel_mean"``,
+        ``"mean_pool"``, ``"median_pool"``, ``"attention"`` (quadratic in the size of a population) or
+        ``"induced_attention"`` (linear).
     generator
-        Generator: ``"flow"`` or ``"vae"``.
+        Generator: ``"flow"`` (the default; the fastest to train among those that can transport cells), ``"diffusion"``,
+        ``"vae"``, ``"gan"``, or one trained by a distance between sets: ``"sliced_wasserstein"``, ``"sinkhorn"``, ``"mmd"``,
+        ``"energy"``.
     gene_likelihood
         ``"zinb"``, ``"nb"`` or ``"poisson"`` for counts, ``"normal"`` for continuous rows. By default ``"zinb"``, and
         ``"normal"`` if the model was set up with ``obsm_key``.

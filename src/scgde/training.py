@@ -157,11 +157,16 @@ class GDETrainingPlan(pl.LightningModule):
         return self.trainer.datamodule  # type: ignore[attr-defined]
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        # the learning rates of on_before_optimizer_step are in this order
-        groups: list[dict[str, Any]] = [{"params": []}, {"params": []}]
+        # one group for each learning rate of the population phase; all have the same in the cell phase
+        groups: dict[float, list[nn.Parameter]] = {}
         for name, parameter in self.named_parameters():
-            groups[name.startswith("module.generator.")]["params"].append(parameter)
-        return torch.optim.Adam(groups, lr=self.lr_cells, eps=self.eps, weight_decay=self.weight_decay)
+            own = name.removeprefix("module.generator.")
+            rate = self.lr_sets
+            if own != name:
+                rate = self.lr_generator * self.module.generator.learning_rate_factor(own)
+            groups.setdefault(rate, []).append(parameter)
+        options: list[dict[str, Any]] = [{"params": p, "population_rate": rate} for rate, p in groups.items()]
+        return torch.optim.Adam(options, lr=self.lr_cells, eps=self.eps, weight_decay=self.weight_decay)
 
     def _progress(self) -> float:
         """Share of the current phase that is done, from 0 to 1."""
@@ -174,8 +179,8 @@ class GDETrainingPlan(pl.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         torch.nn.utils.clip_grad_norm_(self.parameters(), self.clip)
-        peaks = (self.lr_cells,) * 2 if self.in_cell_phase else (self.lr_sets, self.lr_generator)
-        for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+        for group in optimizer.param_groups:
+            peak = self.lr_cells if self.in_cell_phase else group["population_rate"]
             group["lr"] = peak * one_cycle(self._progress())
 
     def _noise(self, *key: int) -> torch.Generator:

@@ -47,17 +47,13 @@ class AttentionEncoder(DeepSetEncoder):
         self.networks = nn.ModuleList(mlp(n_hidden, n_hidden, n_hidden, n_layers=1) for _ in range(n_layers))
 
     def mix(self, h: Tensor, segment: Tensor, n_sets: int, weight: Tensor | None) -> Tensor:
-        for i, (project, out, network) in enumerate(
-            zip(self.projections, self.outputs, self.networks, strict=True)
-        ):
+        for i, (project, out, network) in enumerate(zip(self.projections, self.outputs, self.networks, strict=True)):
             q, k, v = project(self.norms[2 * i](h)).chunk(3, dim=1)
             h = h + out(self.attend(q, k, v, segment, n_sets, weight))
             h = h + network(self.norms[2 * i + 1](h))
         return h
 
-    def attend(
-        self, q: Tensor, k: Tensor, v: Tensor, segment: Tensor, n_sets: int, weight: Tensor | None
-    ) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, segment: Tensor, n_sets: int, weight: Tensor | None) -> Tensor:
         """Attention within every set, ``(cells, n_hidden)``."""
         pieces = []
         for rows in _groups_of_sets(segment, n_sets):
@@ -68,9 +64,7 @@ class AttentionEncoder(DeepSetEncoder):
                 return x[rows][index].unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
 
             if weight is None:
-                mixed = scaled_dot_product_attention(
-                    heads(q), heads(k), heads(v), attn_mask=present[:, None, None, :]
-                )
+                mixed = scaled_dot_product_attention(heads(q), heads(k), heads(v), attn_mask=present[:, None, None, :])
             else:
                 mixed = weighted_attention(heads(q), heads(k), heads(v), weight[rows][index] * present)
             pieces.append((rows[index[present]], mixed.transpose(1, 2).flatten(2)[present]))
@@ -142,9 +136,7 @@ class InducedAttentionEncoder(DeepSetEncoder):
         return h
 
     @staticmethod
-    def _gather(
-        points: Tensor, keys: Tensor, values: Tensor, segment: Tensor, n_sets: int, share: Tensor
-    ) -> Tensor:
+    def _gather(points: Tensor, keys: Tensor, values: Tensor, segment: Tensor, n_sets: int, share: Tensor) -> Tensor:
         """Summaries ``(n_sets, n_points, n_hidden)``: means of values weighted by share times exponential score."""
         scores = torch.einsum("phe,nhe->nhp", points, keys) * keys.shape[2] ** -0.5
         # subtract each set's largest score: softmax over a set without overflow

@@ -37,6 +37,10 @@ class SetEncoder(nn.Module):
     is_linear = False
     """Whether ``z`` is a plain mean of per-cell vectors, so that it has no small-sample bias."""
 
+    jackknife_max = 50
+    """Populations of at most this many cells use delete-one values, whose cost here is the square of their size; larger
+    ones use influences."""
+
     def __init__(self, n_latent: int, n_embedding: int, n_hidden: int = 128) -> None:
         super().__init__()
         self.n_latent = n_latent
@@ -141,6 +145,8 @@ class PooledEncoder(SetEncoder):
     One pooled vector per set is all the state there is, so that populations of any size are embedded in one pass,
     influences are the head's Jacobian times a cell's features, and delete-one embeddings need no second pass.
     """
+
+    jackknife_max = 300
 
     @abstractmethod
     def features(self, u: Tensor) -> Tensor:

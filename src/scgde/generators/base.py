@@ -61,6 +61,10 @@ class Generator(nn.Module):
     def sample(self, condition: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Draw one cell, in its population's frame, for each row of ``condition``: ``(cells, n_latent)``."""
 
+    def learning_rate_factor(self, name: str) -> float:
+        """Learning rate of a parameter, by its name, in units of the generators' learning rate."""
+        return 1.0
+
     def invert(self, y: Tensor, condition: Tensor) -> Tensor:
         """Base noise that :meth:`sample` would turn into ``y``; only where ``can_invert``."""
         message = f"{type(self).__name__} cannot be run backwards; use generator='flow' to transport cells."
