@@ -2,7 +2,14 @@ import numpy as np
 import pytest
 import torch
 
-from scgde.ot import estimate_cost, gaussian_wasserstein, pairwise_distances, sliced_wasserstein, wasserstein
+from scgde.ot import (
+    estimate_cost,
+    gaussian_wasserstein,
+    pairwise_distances,
+    sinkhorn_divergence,
+    sliced_wasserstein,
+    wasserstein,
+)
 
 
 @pytest.fixture
@@ -20,6 +27,7 @@ def gaussian(x, y):
 
 
 REFERENCE = {"exact": wasserstein, "sliced": sliced_wasserstein, "gaussian": gaussian}
+METRICS = [*REFERENCE, "sinkhorn"]
 
 
 @pytest.mark.parametrize("metric", REFERENCE)
@@ -44,6 +52,50 @@ def test_two_collections_agree_with_a_loop(ragged, metric):
     square = pairwise_distances(x, segment, metric=metric, progress=False)
     # Equal Gaussian laws carry the rounding of their traces.
     np.testing.assert_allclose(distances, square[:, 2:], atol=1e-6)
+
+
+@pytest.mark.parametrize("pairs_at_once", [1, 3, 1000])
+def test_sinkhorn_agrees_with_a_loop_however_pairs_are_batched(ragged, monkeypatch, pairs_at_once):
+    monkeypatch.setattr("scgde.ot.sinkhorn._CHUNK_BYTES", pairs_at_once * 5 * 8 * 20 * 20)
+    x, segment = ragged
+    x[segment == 3] += 1e4
+    distances = pairwise_distances(x, segment, metric="sinkhorn", blur=0.6, progress=False)
+    np.testing.assert_array_equal(distances, distances.T)
+    sets = [x[segment == i] for i in range(5)]
+    for i, j in np.ndindex(5, 5):
+        # Both stop at a misplaced mass of 1e-3.
+        assert distances[i, j] == pytest.approx(sinkhorn_divergence(sets[i], sets[j], blur=0.6), rel=1e-3, abs=1e-6)
+    keep = segment > 1
+    other = pairwise_distances(
+        x, segment, metric="sinkhorn", blur=0.6, x_other=x[keep], segment_other=segment[keep] - 2, progress=False
+    )
+    # The divergence of equal sets is the difference of two values that are right to 1e-3 of the temperature.
+    np.testing.assert_allclose(other, distances[:, 2:], rtol=1e-3, atol=0.03)
+
+
+def test_sinkhorn_default_blur_precision_and_progress(ragged, capsys):
+    x, segment = ragged
+    distances = pairwise_distances(x, segment, metric="sinkhorn")
+    assert "10/10" in capsys.readouterr().err
+    spread = np.mean([x[segment == i].var(0).sum() for i in range(5)])
+    expected = pairwise_distances(x, segment, metric="sinkhorn", blur=0.1 * spread**0.5, progress=False)
+    np.testing.assert_allclose(distances, expected, rtol=1e-9)
+    scaled = pairwise_distances(1e3 * x, segment, metric="sinkhorn", progress=False)
+    np.testing.assert_allclose(scaled, 1e3 * distances, rtol=1e-6)
+    single = pairwise_distances(torch.tensor(x).float(), torch.tensor(segment), metric="sinkhorn", progress=False)
+    assert single.dtype == torch.float64
+    np.testing.assert_allclose(single.numpy(), distances, rtol=1e-4)
+    assert not np.array_equal(single.numpy(), distances)
+    points = pairwise_distances(np.array([[0.0], [3.0]]), np.array([0, 1]), metric="sinkhorn", progress=False)
+    np.testing.assert_allclose(points, [[0, 3], [3, 0]])
+
+
+def test_sinkhorn_warns_once_for_all_pairs(ragged, monkeypatch):
+    monkeypatch.setattr("scgde.ot.sinkhorn._ITERATIONS", 3)
+    with pytest.warns(UserWarning, match="of 15 transport problems did not converge in 3") as caught:
+        pairwise_distances(*ragged, metric="sinkhorn", blur=0.01, progress=False)
+    # The warning points at the line above.
+    assert len(caught) == 1 and caught[0].filename == __file__
 
 
 def test_tensors_give_a_tensor(ragged):
@@ -80,11 +132,15 @@ def test_errors_name_the_argument(ragged):
         pairwise_distances(x, segment.astype(float))
     with pytest.raises(ValueError, match="`metric` is 'cosine'"):
         pairwise_distances(*good, metric="cosine")
+    with pytest.raises(ValueError, match="`debiased` is asked of metric 'sliced'"):
+        pairwise_distances(*good, metric="sliced", debiased=True)
+    with pytest.raises(ValueError, match="`blur` is -1"):
+        pairwise_distances(*good, metric="sinkhorn", blur=-1)
     with pytest.raises(ValueError, match="`x` has shape"):
         pairwise_distances(x, np.full(len(x), -1))
 
 
-@pytest.mark.parametrize("metric", REFERENCE)
+@pytest.mark.parametrize("metric", METRICS)
 def test_cost_estimate_grows_with_the_number_of_pairs(metric):
     few, many = estimate_cost([30] * 5, metric=metric), estimate_cost([30] * 50, metric=metric)
     # 1,225 pairs against 10; a factor of ten leaves room for a busy machine.

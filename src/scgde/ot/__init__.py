@@ -1,16 +1,19 @@
-"""Wasserstein-2 distances between populations of points: exact, Gaussian, sliced, and over all pairs of ragged sets."""
+"""Optimal transport between populations of points: distances, over all pairs of ragged sets too, geodesics, barycenters."""
 
 from .barycenters import free_support_barycenter, gaussian_barycenter
+from .cost import estimate_cost
+from .debiased import debiased_wasserstein
 from .exact import wasserstein
 from .gaussian import bures, gaussian_wasserstein, pairwise_gaussian_wasserstein, sqrtm_psd
 from .geodesics import displacement_interpolation, gaussian_geodesic, gaussian_map
 from .mixture import fit_gaussian_mixture, mixture_wasserstein
-from .pairwise import estimate_cost, pairwise_distances
+from .pairwise import pairwise_distances
 from .sinkhorn import sinkhorn_divergence
 from .sliced import sliced_wasserstein
 
 __all__ = [
     "bures",
+    "debiased_wasserstein",
     "displacement_interpolation",
     "estimate_cost",
     "fit_gaussian_mixture",

@@ -1,23 +1,18 @@
 from collections.abc import Iterator
-from time import perf_counter
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
 from ._validate import check_cloud, check_same_dimension, to_numpy, to_tensor
+from .debiased import cross_cost, draw_halves
 from .exact import exact_cost
 from .gaussian import pairwise_gaussian_wasserstein
+from .sinkhorn import pairwise_sinkhorn
 from .sliced import draw_directions, quantile_cost, sort_projections
 
-Metric = Literal["exact", "gaussian", "sliced"]
-_METRICS = ("exact", "gaussian", "sliced")
-
-# Growth of the time of one pair with the product of the two sizes, from timings of 50 to 1,000 points in 2 to 10
-# dimensions; the Gaussian distance works on moments, whatever the sizes.
-_GROWTH = {"exact": 1.3, "sliced": 0.7, "gaussian": 0.0}
-# Largest size that is timed, so that an estimate takes well under a second.
-_TIMED_SIZE = 300
+Metric = Literal["exact", "gaussian", "sliced", "sinkhorn"]
+_METRICS = ("exact", "gaussian", "sliced", "sinkhorn")
 
 
 def pairwise_distances(
@@ -30,6 +25,8 @@ def pairwise_distances(
     n_segments: int | None = None,
     n_segments_other: int | None = None,
     n_projections: int = 128,
+    blur: float | None = None,
+    debiased: bool = False,
     seed: int | np.random.Generator | torch.Generator = 0,
     progress: bool = True,
 ) -> np.ndarray | torch.Tensor:
@@ -43,13 +40,22 @@ def pairwise_distances(
         Integer code of the set of each row, of shape ``(rows,)``; rows of code -1 are in no set and are ignored.
     metric
         ``"exact"`` solves the transport problem of each pair, ``"gaussian"`` compares means and covariances (of the
-        points themselves, with divisor n), ``"sliced"`` averages over directions that all pairs share.
+        points themselves, with divisor n), ``"sliced"`` averages over directions that all pairs share, ``"sinkhorn"`` is
+        the debiased :func:`sinkhorn_divergence` of many pairs at once, on the device and in the precision of ``x``.
     x_other, segment_other
         A second collection of sets in the same space; by default the first is compared with itself.
     n_segments, n_segments_other
         Number of sets in each collection; by default one more than the largest code.
-    n_projections, seed
-        Number of directions of the sliced distance, and the seed or generator that they are drawn from.
+    n_projections
+        Number of directions of the sliced distance.
+    blur
+        Blur of the Sinkhorn divergence, one length for all pairs. By default a tenth of the root mean squared distance of
+        points from the mean of their set, averaged over all sets.
+    debiased
+        Take :func:`debiased_wasserstein` for the exact distance, with one split of each set: right on average for sets of
+        one law, too small for sets of unlike shape.
+    seed
+        Seed or generator that the directions, or the halves of the debiased distance, are drawn from.
     progress
         Show a progress bar.
 
@@ -61,9 +67,15 @@ def pairwise_distances(
     Raises
     ------
     ValueError
-        If a set is empty, a point is not finite, dimensions or lengths differ, or the metric is unknown.
+        If a set is empty (or has one point, for the debiased distance), a point is not finite, dimensions or lengths
+        differ, the metric is unknown, or ``debiased`` is asked of another metric than the exact one.
     TypeError
         If the codes are not integers.
+
+    Warns
+    -----
+    UserWarning
+        If some Sinkhorn iterations do not converge.
 
     Examples
     --------
@@ -73,7 +85,12 @@ def pairwise_distances(
     array([[0.   , 4.123],
            [4.123, 0.   ]])
     """
-    _check_metric(metric)
+    check_metric(metric)
+    if debiased and metric != "exact":
+        raise ValueError(
+            f"`debiased` is asked of metric {metric!r}: only the exact distance is debiased by halves. "
+            "The Sinkhorn divergence is debiased already."
+        )
     if (x_other is None) != (segment_other is None):
         given, lacking = ("x_other", "segment_other") if segment_other is None else ("segment_other", "x_other")
         raise ValueError(f"`{given}` is given without `{lacking}`: a second collection needs both. Give `{lacking}`.")
@@ -86,9 +103,17 @@ def pairwise_distances(
         check_same_dimension("x", sets[0], "x_other", others[0])
 
     if metric == "gaussian":
-        distances = pairwise_gaussian_wasserstein(*_moments(sets), *(() if others is None else _moments(others)))
+        distances = pairwise_gaussian_wasserstein(*moments(sets), *(() if others is None else moments(others)))
+    elif metric == "sinkhorn":
+        pool = torch.empty(0, device=device, dtype=x.dtype if as_tensor and x.is_floating_point() else torch.float64)
+        distances = pairwise_sinkhorn(sets, others, blur=blur, like=pool, progress=progress)
     else:
-        if metric == "sliced":
+        if debiased:
+            rng = _numpy_generator(seed)
+            sets = [draw_halves(f"x[segment == {i}]", points, rng) for i, points in enumerate(sets)]
+            if others is not None:
+                others = [draw_halves(f"x_other[segment_other == {i}]", points, rng) for i, points in enumerate(others)]
+        elif metric == "sliced":
             # The root of the dimension puts the values on the scale of W2, as in `sliced_wasserstein`.
             d = sets[0].shape[1]
             directions = d**0.5 * draw_directions(d, n_projections, seed)
@@ -97,81 +122,16 @@ def pairwise_distances(
                 others = [sort_projections(to_tensor(points), directions)[0] for points in others]
         columns = sets if others is None else others
         distances = np.zeros((len(sets), len(columns)))
+        selves = [np.array([exact_cost(*halves) for halves in group]) / 2 for group in (sets, columns) if debiased]
         for i, j in _pairs(len(sets), len(columns), others is None, progress, metric):
-            distances[i, j] = np.sqrt(_pair_cost(sets[i], columns[j], metric))
+            cost = cross_cost(sets[i], columns[j]) if debiased else pair_cost(sets[i], columns[j], metric)
+            distances[i, j] = max(cost - selves[0][i] - selves[1][j], 0.0) ** 0.5 if debiased else cost**0.5
         if others is None:
             distances += distances.T
     return torch.as_tensor(distances, device=device) if as_tensor else distances
 
 
-def estimate_cost(
-    sizes: Any, sizes_other: Any = None, metric: Metric = "exact", *, n_features: int = 10, n_projections: int = 128
-) -> float:
-    """Rough time that :func:`pairwise_distances` will take, from timing one pair of the median size on this machine.
-
-    Parameters
-    ----------
-    sizes, sizes_other
-        Numbers of points of the sets of each collection.
-    metric
-        The distance.
-    n_features
-        Dimension of the points.
-    n_projections
-        Number of directions of the sliced distance.
-
-    Returns
-    -------
-    Seconds, right within a factor of about three: the time of an exact distance depends on the points too.
-
-    Raises
-    ------
-    ValueError
-        If a size is below one or the metric is unknown.
-
-    Examples
-    --------
-    >>> 0 < estimate_cost([40, 50, 60]) < 10
-    True
-    """
-    _check_metric(metric)
-    sizes = _check_sizes("sizes", sizes)
-    others = None if sizes_other is None else _check_sizes("sizes_other", sizes_other)
-    n = min(int(np.median(sizes)), _TIMED_SIZE)
-    # One point more on one side where sizes vary: pairs of equal size take a shortcut that few pairs of such a
-    # collection can take.
-    varied = len(np.unique(sizes if others is None else np.concatenate([sizes, others]))) > 1
-    m = n + 1 if varied else min(int(np.median(sizes if others is None else others)), _TIMED_SIZE)
-    rng = np.random.default_rng(0)
-    x: Any = rng.normal(size=(n, n_features))
-    y: Any = rng.normal(size=(m, n_features)) + 0.5
-    if metric == "sliced":
-        directions = draw_directions(n_features, n_projections, 0)
-        x, y = (sort_projections(to_tensor(points), directions)[0] for points in (x, y))
-    elif metric == "gaussian":
-        # A batch of 64 pairs, as the matrix of distances is computed in large batches.
-        x, y = ([np.repeat(moment, 8, axis=0) for moment in _moments([points])] for points in (x, y))
-
-    def run() -> float:
-        start = perf_counter()
-        if metric == "gaussian":
-            pairwise_gaussian_wasserstein(*x, *y)
-            return (perf_counter() - start) / 64
-        _pair_cost(x, y, metric)
-        return perf_counter() - start
-
-    # The first call also pays for imports and caches.
-    run()
-    seconds = min(run() for _ in range(3))
-
-    growth = _GROWTH[metric]
-    left = sizes**growth / n**growth
-    if others is not None:
-        return float(seconds * left.sum() * (others**growth / m**growth).sum())
-    return float(seconds * (left.sum() ** 2 - (left**2).sum()) / 2)
-
-
-def _pair_cost(x: Any, y: Any, metric: Metric) -> float:
+def pair_cost(x: Any, y: Any, metric: Metric) -> float:
     """Squared distance of one pair: of points for the exact distance, of sorted projections for the sliced one."""
     if metric == "exact":
         return exact_cost(x, y)
@@ -189,7 +149,14 @@ def _pairs(n_rows: int, n_columns: int, symmetric: bool, progress: bool, metric:
                 bar.update()
 
 
-def _moments(sets: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+def _numpy_generator(seed: int | np.random.Generator | torch.Generator) -> np.random.Generator:
+    if isinstance(seed, torch.Generator):
+        seed = int(torch.randint(2**62, (1,), generator=seed, device=seed.device))
+    return np.random.default_rng(seed)
+
+
+def moments(sets: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Means ``(K, d)`` and covariances ``(K, d, d)`` of the points themselves."""
     mean = np.stack([points.mean(axis=0) for points in sets])
     centred = (points - centre for points, centre in zip(sets, mean, strict=True))
     return mean, np.stack([points.T @ points / len(points) for points in centred])
@@ -226,16 +193,7 @@ def _split(x: Any, segment: Any, n_segments: int | None, name: str, name_segment
     return np.split(x[np.argsort(codes, kind="stable")], np.cumsum(sizes)[:-1])
 
 
-def _check_metric(metric: str) -> None:
+def check_metric(metric: str) -> None:
+    """Raise unless the metric is known."""
     if metric not in _METRICS:
         raise ValueError(f"`metric` is {metric!r}: it must be one of {', '.join(map(repr, _METRICS))}.")
-
-
-def _check_sizes(name: str, sizes: Any) -> np.ndarray:
-    sizes = to_numpy(sizes)
-    if sizes.ndim != 1 or len(sizes) == 0 or not (sizes >= 1).all():
-        raise ValueError(
-            f"`{name}` has shape {sizes.shape} and holds {sizes.ravel()[:5].tolist()}: it must be a list of sizes of at "
-            "least 1. Drop empty sets first."
-        )
-    return sizes

@@ -14,6 +14,8 @@ _CHUNK_BYTES = 128 * 2**20
 _MATRICES = 5
 # Blur as a share of the root mean squared distance from the mean.
 _BLUR = 0.1
+_ITERATIONS = 2000
+_TOLERANCE = 1e-3
 
 
 def sinkhorn_divergence(
@@ -23,8 +25,8 @@ def sinkhorn_divergence(
     weights_x: Any = None,
     weights_y: Any = None,
     blur: float | None = None,
-    n_iterations: int = 2000,
-    tolerance: float = 1e-3,
+    n_iterations: int = _ITERATIONS,
+    tolerance: float = _TOLERANCE,
     squared: bool = False,
 ) -> Any:
     r"""Debiased Sinkhorn divergence between weighted point clouds, on the scale of W2; one pair or a batch of pairs.
@@ -114,6 +116,93 @@ def sinkhorn_divergence(
     return value if as_tensor else (restore(value, False) if batched else float(value))
 
 
+def pairwise_sinkhorn(
+    sets: list[np.ndarray],
+    others: list[np.ndarray] | None,
+    *,
+    blur: float | None,
+    like: torch.Tensor,
+    progress: bool,
+) -> np.ndarray:
+    """Divergences between all pairs of sets as a float64 matrix, computed in the precision and on the device of ``like``.
+
+    All pairs have one blur, so that the self-term of a set is computed once. Pairs are ordered by size before they are
+    cut into batches, which are padded to their largest sets.
+    """
+    from tqdm.auto import tqdm
+
+    groups = [sets] if others is None else [sets, others]
+    check_sinkhorn(blur, _ITERATIONS, _TOLERANCE)
+    means = [np.stack([points.mean(axis=0) for points in group]) for group in groups]
+    centred = [[p - m for p, m in zip(g, mean, strict=True)] for g, mean in zip(groups, means, strict=True)]
+    if blur is None:
+        total = np.mean([np.square(points).sum(axis=1).mean() for group in centred for points in group])
+        # Point masses have the same transport at any blur.
+        blur = _BLUR * float(total) ** 0.5 or 1.0
+    sizes = [np.array([len(points) for points in group]) for group in groups]
+    if others is None:
+        rows, columns = np.triu_indices(len(sets), 1)
+    else:
+        rows, columns = (index.ravel() for index in np.indices((len(sets), len(others))))
+
+    residuals = []
+
+    def costs(left: list[np.ndarray], right: list[np.ndarray] | None) -> np.ndarray:
+        a = _pad(left, like)
+        b = a if right is None else _pad(right, like)
+        epsilon = a[0].new_full((len(left),), 2 * blur**2)
+        settings = _ITERATIONS, _TOLERANCE
+        value, residual = entropic_cost(*a, *b, epsilon, *settings, same=right is None)
+        residuals.append(residual)
+        return value.double().cpu().numpy()
+
+    selves = []
+    for group, size in zip(centred, sizes, strict=True):
+        value = np.zeros(len(group))
+        for part in _similar_batches(size, size, like.element_size()):
+            value[part] = costs([group[i] for i in part], None)
+        selves.append(value)
+
+    squared = np.zeros((len(groups[0]), len(groups[-1])))
+    with tqdm(total=len(rows), desc="sinkhorn distances", unit="pair", disable=not progress) as bar:
+        for part in _similar_batches(sizes[0][rows], sizes[-1][columns], like.element_size()):
+            i, j = rows[part], columns[part]
+            value = costs([centred[0][k] for k in i], [centred[-1][k] for k in j])
+            value += np.square(means[0][i] - means[-1][j]).sum(axis=1) - (selves[0][i] + selves[-1][j]) / 2
+            squared[i, j] = value
+            bar.update(len(part))
+    if residuals:
+        warn_residual(torch.cat(residuals), _ITERATIONS, _TOLERANCE, stacklevel=4)
+    distances = np.sqrt(squared.clip(min=0))
+    return distances + distances.T if others is None else distances
+
+
+def _similar_batches(n: np.ndarray, m: np.ndarray, itemsize: int) -> Iterator[np.ndarray]:
+    """Indices of pairs of similar sizes ``n`` by ``m``, as many at once as the memory allows once they are padded."""
+    order = np.lexsort((m, n))[::-1]
+    start = 0
+    while start < len(order):
+        # In descending order the first pair has the largest rows; its columns may grow within the batch.
+        stop, largest = start, 0
+        while stop < len(order):
+            largest = max(largest, m[order[stop]])
+            if stop > start and (stop + 1 - start) * _MATRICES * n[order[start]] * largest * itemsize > _CHUNK_BYTES:
+                break
+            stop += 1
+        yield order[start:stop]
+        start = stop
+
+
+def _pad(clouds: list[np.ndarray], like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Clouds ``(B, n, d)`` with zeros behind their points, and weights ``(B, n)``."""
+    n = max(map(len, clouds))
+    points, weights = np.zeros((len(clouds), n, clouds[0].shape[1])), np.zeros((len(clouds), n))
+    for i, cloud in enumerate(clouds):
+        points[i, : len(cloud)] = cloud
+        weights[i, : len(cloud)] = 1 / len(cloud)
+    return torch.as_tensor(points).to(like), torch.as_tensor(weights).to(like)
+
+
 def temperature(blur: float | None, variance: torch.Tensor) -> torch.Tensor:
     """Temperatures ``(B,)`` from the blur, or from total variances ``(B,)`` where it is not given."""
     if blur is not None:
@@ -151,7 +240,7 @@ def check_sinkhorn(blur: float | None, n_iterations: int, tolerance: float) -> N
         raise ValueError(f"`tolerance` is {tolerance!r}: it must be positive. 1e-3 suits distances, 1e-6 gradients.")
 
 
-def warn_residual(residual: torch.Tensor, n_iterations: int, tolerance: float) -> None:
+def warn_residual(residual: torch.Tensor, n_iterations: int, tolerance: float, *, stacklevel: int = 3) -> None:
     """Warn of residuals of marginals above the tolerance."""
     missed = residual > tolerance
     if missed.any():
@@ -160,7 +249,7 @@ def warn_residual(residual: torch.Tensor, n_iterations: int, tolerance: float) -
             f"up to {float(residual.max()):.1e} of the mass is misplaced, more than `tolerance` ({tolerance:.1e}). Raise "
             "`n_iterations`, `tolerance` or `blur`.",
             UserWarning,
-            stacklevel=3,
+            stacklevel=stacklevel,
         )
 
 
