@@ -1,6 +1,7 @@
 import numpy as np
 import ot
 import pytest
+import scipy.linalg
 import torch
 
 from scgde.ot import free_support_barycenter, gaussian_barycenter, gaussian_geodesic, gaussian_wasserstein, wasserstein
@@ -45,6 +46,18 @@ def test_agrees_with_pot_and_no_perturbation_is_better():
     for _ in range(20):
         tilt = np.eye(4) + 0.01 * rng.normal(size=(4, 4))
         assert objective(mean, tilt @ cov @ tilt.T, means, covs, weights) > best
+
+
+def test_one_iteration_is_the_published_step():
+    means, covs = laws(3, seed=4)
+    weights = np.array([0.2, 0.3, 0.5])
+    start = np.einsum("k,kij->ij", weights, covs)
+    root = scipy.linalg.sqrtm(start)
+    inverse = np.linalg.inv(root)
+    inner = sum(w * scipy.linalg.sqrtm(root @ cov @ root) for w, cov in zip(weights, covs, strict=True))
+    with pytest.warns(UserWarning, match=r"moved by \d\.\de-\d\d of its size in the last of 1 iterations"):
+        _, cov = gaussian_barycenter(means, covs, weights, n_iterations=1)
+    np.testing.assert_allclose(cov, inverse @ inner @ inner @ inverse, rtol=1e-8)
 
 
 def test_every_iteration_lowers_the_objective():

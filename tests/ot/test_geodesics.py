@@ -73,8 +73,17 @@ def test_geodesic_agrees_with_pushing_by_the_map():
 
 
 def test_orthogonal_lines_have_independent_coordinates():
-    _, cov = gaussian_geodesic(np.zeros(2), np.diag([4.0, 0]), np.zeros(2), np.diag([0, 1.0]), 0.5)
-    np.testing.assert_allclose(cov, np.diag([1.0, 0.25]), atol=1e-12)
+    for seed in range(10):
+        basis = np.linalg.qr(random_psd(2, seed=seed))[0]
+        cov_x, cov_y = (basis * variances @ basis.T for variances in ([4.0, 0], [0, 1.0]))
+        _, cov = gaussian_geodesic(np.zeros(2), cov_x, np.zeros(2), cov_y, 0.5)
+        np.testing.assert_allclose(cov, basis * [1.0, 0.25] @ basis.T, atol=1e-12)
+
+
+def test_small_variances_are_not_taken_for_none():
+    cov = np.diag([1.0, 1e-6, 1e-12])
+    matrix, _ = gaussian_map(np.zeros(3), cov, np.zeros(3), 4 * cov)
+    np.testing.assert_allclose(matrix, 2 * np.eye(3), rtol=1e-9, atol=1e-9)
 
 
 def test_geodesics_are_batched_and_keep_tensors_and_precision():

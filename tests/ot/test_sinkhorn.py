@@ -77,7 +77,8 @@ def test_batch_and_padding_agree_with_a_loop(rng, monkeypatch):
     sizes = [(5, 9), (12, 3), (1, 1), (12, 9), (7, 7)]
     # Two pairs at a time: a batch does not depend on the slices that it is computed in.
     monkeypatch.setattr("scgde.ot.sinkhorn._CHUNK_BYTES", 2 * 5 * 8 * 12 * 9)
-    x, y = rng.normal(size=(5, 12, 2)) * 1e3, rng.normal(size=(5, 9, 2)) * 1e3
+    # Padding whose square overflows: it must not enter any cost.
+    x, y = np.full((5, 12, 2), 1e160), np.full((5, 9, 2), -1e160)
     weights_x, weights_y = np.zeros((5, 12)), np.zeros((5, 9))
     clouds = []
     for i, (n, m) in enumerate(sizes):
@@ -88,7 +89,7 @@ def test_batch_and_padding_agree_with_a_loop(rng, monkeypatch):
     assert values.shape == (5,) and values.dtype == np.float64
     for value, (a, b, weights) in zip(values, clouds, strict=True):
         assert value == pytest.approx(sinkhorn_divergence(a, b, weights_x=weights, tolerance=1e-8), rel=1e-7)
-    assert sinkhorn_divergence(x[:1], y[:1]).shape == (1,)
+    assert sinkhorn_divergence(x[:1, :5], y[:1, :9]).shape == (1,)
 
 
 def test_integer_weights_are_repeated_points(rng):

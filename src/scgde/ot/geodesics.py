@@ -5,7 +5,6 @@ import torch
 
 from ._validate import as_pair, check_cloud, check_covariances, check_means, check_same_dimension, restore, to_numpy
 from .exact import exact_plan
-from .gaussian import sqrtm_psd
 
 
 def gaussian_map(mean_x: Any, cov_x: Any, mean_y: Any, cov_y: Any) -> tuple[Any, Any]:
@@ -188,10 +187,19 @@ def _optimal_coupling(cov_x: torch.Tensor, cov_y: torch.Tensor) -> tuple[torch.T
     ``C``, and the trace of ``C root_y root_x`` is largest for the polar factor of ``root_x root_y`` (von Neumann).
     """
     cov_x, cov_y = (cov_x + cov_x.mT) / 2, (cov_y + cov_y.mT) / 2
-    root_x, root_y = sqrtm_psd(cov_x), sqrtm_psd(cov_y)
+    root_x, root_y = _exact_root(cov_x), _exact_root(cov_y)
     left, singular, right = torch.linalg.svd(root_x @ root_y)
-    kept = singular > _rank_tolerance(cov_x) * singular[..., :1]
+    # Relative to the roots and not to the largest singular value, which is rounding itself for orthogonal supports.
+    scale = torch.linalg.matrix_norm(root_x) * torch.linalg.matrix_norm(root_y)
+    kept = singular > _rank_tolerance(cov_x) * scale.unsqueeze(-1)
     return cov_x, cov_y, root_x @ (left * kept.unsqueeze(-2)) @ right @ root_y
+
+
+def _exact_root(cov: torch.Tensor) -> torch.Tensor:
+    """Square root without variances that are rounding, whose roots would be far above rounding."""
+    eigenvalues, vectors = torch.linalg.eigh(cov)
+    kept = eigenvalues > _rank_tolerance(cov) * eigenvalues[..., -1:]
+    return (vectors * torch.where(kept, eigenvalues, 0.0).sqrt().unsqueeze(-2)) @ vectors.mT
 
 
 def _rank_tolerance(matrix: torch.Tensor) -> float:
