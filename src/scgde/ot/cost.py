@@ -12,10 +12,10 @@ from .sliced import draw_directions, sort_projections
 # Growth of the time of one pair with the product of the two sizes, from timings of 50 to 1,000 points in 2 to 10
 # dimensions; the Gaussian distance works on moments, whatever the sizes.
 _GROWTH = {"exact": 1.3, "sliced": 0.7, "gaussian": 0.0, "sinkhorn": 1.0}
-# Largest size that is timed, so that an estimate takes well under a second.
-_TIMED_SIZE = 300
+# Largest sizes that are timed, so that an estimate takes well under a second.
+_TIMED_SIZE = {"exact": 300, "sliced": 300, "gaussian": 300, "sinkhorn": 100}
 # Pairs of a batch that is timed.
-_TIMED_PAIRS = 4
+_TIMED_PAIRS = 16
 
 
 def estimate_cost(
@@ -51,11 +51,11 @@ def estimate_cost(
     check_metric(metric)
     sizes = _check_sizes("sizes", sizes)
     others = None if sizes_other is None else _check_sizes("sizes_other", sizes_other)
-    n = min(int(np.median(sizes)), _TIMED_SIZE)
+    n = min(int(np.median(sizes)), _TIMED_SIZE[metric])
     # One point more on one side where sizes vary: pairs of equal size take a shortcut that few pairs of such a
     # collection can take.
     varied = len(np.unique(sizes if others is None else np.concatenate([sizes, others]))) > 1
-    m = n + 1 if varied else min(int(np.median(sizes if others is None else others)), _TIMED_SIZE)
+    m = n + 1 if varied else min(int(np.median(sizes if others is None else others)), _TIMED_SIZE[metric])
     rng = np.random.default_rng(0)
     x: Any = rng.normal(size=(n, n_features))
     y: Any = rng.normal(size=(m, n_features)) + 0.5

@@ -191,7 +191,8 @@ def _optimal_coupling(cov_x: torch.Tensor, cov_y: torch.Tensor) -> tuple[torch.T
     left, singular, right = torch.linalg.svd(root_x @ root_y)
     # Relative to the roots and not to the largest singular value, which is rounding itself for orthogonal supports.
     scale = torch.linalg.matrix_norm(root_x) * torch.linalg.matrix_norm(root_y)
-    kept = singular > _rank_tolerance(cov_x) * scale.unsqueeze(-1)
+    # The product carries a few roundings of each root.
+    kept = singular > 10 * _rank_tolerance(cov_x) * scale.unsqueeze(-1)
     return cov_x, cov_y, root_x @ (left * kept.unsqueeze(-2)) @ right @ root_y
 
 
