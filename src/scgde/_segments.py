@@ -33,14 +33,14 @@ def segment_mean(values: Tensor, segment: Tensor, n_sets: int, weight: Tensor | 
     return segment_sum(values.double() * w[:, None], segment, n_sets).to(values.dtype)
 
 
-def pad_sets(segment: Tensor) -> tuple[Tensor, Tensor]:
+def pad_sets(segment: Tensor, n_sets: int | None = None) -> tuple[Tensor, Tensor]:
     """Positions of the rows of each set in a rectangle as wide as the largest set.
 
     Returns
     -------
     ``index`` ``(n_sets, width)``, rows in order (0 where a set has ended), and ``present``, the same shape, False there.
     """
-    n_sets = count_segments(segment)
+    n_sets = count_segments(segment) if n_sets is None else n_sets
     sizes = torch.bincount(segment, minlength=n_sets)
     order = torch.argsort(segment, stable=True)
     starts = torch.cumsum(sizes, 0) - sizes

@@ -6,9 +6,11 @@ from scgde.encoders.context import MeanPoolEncoder, MedianPoolEncoder
 from scgde.encoders.kernel_mean import KernelMeanEncoder
 from scgde.encoders.mean import MeanEncoder
 from scgde.encoders.residual import ResidualEncoder
+from scgde.encoders.transport import TransportEncoder
 
 ENCODERS: dict[str, type[SetEncoder]] = {
     "residual": ResidualEncoder,
+    "transport": TransportEncoder,
     "mean": MeanEncoder,
     "kernel_mean": KernelMeanEncoder,
     "mean_pool": MeanPoolEncoder,
@@ -28,4 +30,5 @@ __all__ = [
     "PooledEncoder",
     "ResidualEncoder",
     "SetEncoder",
+    "TransportEncoder",
 ]
