@@ -6,8 +6,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from _common import quiet_train
+from anndata import AnnData
 from scipy.stats import invwishart, spearmanr
 
+import scgde
 from scgde import ot
 
 CACHE = Path(__file__).parent / "results" / "cache"
@@ -136,3 +139,33 @@ def free_estimators(
 def rank(distance: np.ndarray, truth: np.ndarray) -> float:
     """Spearman correlation."""
     return float(spearmanr(distance, truth).statistic)
+
+
+def as_adata(x: np.ndarray, codes: np.ndarray, prefix: str = "p") -> AnnData:
+    """Points as rows of ``obsm["points"]``, codes as labels in order."""
+    adata = AnnData(np.zeros((len(x), 1), dtype=np.float32))
+    adata.obsm["points"] = x.astype(np.float32)
+    adata.obs["population"] = [f"{prefix}{code:05d}" for code in codes]
+    return adata
+
+
+def fit_model(x: np.ndarray, codes: np.ndarray, seed: int, *, epochs: int | None = None, **options) -> scgde.GDEModel:
+    """A model of continuous points trained on all of them; its CPU seconds are in ``model.cpu_seconds``."""
+    adata = as_adata(x, codes)
+    scgde.GDEModel.setup_anndata(adata, "population", obsm_key="points")
+    train_options = options.pop("train", {})
+    model = scgde.GDEModel(adata, **options)
+    model.cpu_seconds = quiet_train(model, max_epochs=epochs, seed=seed, train_size=1.0, **train_options)
+    return model
+
+
+def embed_points(model: scgde.GDEModel, x: np.ndarray, codes: np.ndarray) -> np.ndarray:
+    """Embeddings of new populations in the units of the points, in the order of their codes."""
+    z = model.get_population_embedding(as_adata(x, codes, "t")).sort_index()
+    return z.to_numpy(dtype=np.float64) * float(model.module.observation.scale)
+
+
+def model_distances(model: scgde.GDEModel, x: np.ndarray, codes: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+    """Distances of pairs of new populations in the units of the points, ``(p,)``."""
+    z = embed_points(model, x, codes)
+    return np.linalg.norm(z[pairs[0]] - z[pairs[1]], axis=1)

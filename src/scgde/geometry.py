@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import logging
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
+from scgde import ot
 from scgde.ot import pairwise_gaussian_wasserstein
 
 if TYPE_CHECKING:
@@ -13,12 +17,75 @@ if TYPE_CHECKING:
 
     from scgde.moments import PopulationMoments
 
+logger = logging.getLogger(__name__)
 
-def isometry_loss(z: Tensor, moments: PopulationMoments) -> Tensor:
-    """Squared error of embedding distances against Gaussian W2, relative to the mean squared W2.
+MAX_EXACT_POPULATIONS = 256
+"""Populations between which exact distances are computed at most; others keep Gaussian targets."""
 
-    The target is the closed form on each population's *whole* (shrunk) moments, while ``z`` comes from a minibatch of
-    its cells, and it is detached: the latent cannot shrink to please it.
+MAX_EXACT_CELLS = 128
+"""Cells of each of them at most."""
+
+SELF_SHARE = 0.5
+"""Share of the distance between two halves of a population that is taken off its squared distances to others."""
+
+
+@dataclass(frozen=True)
+class ExactTargets:
+    """Squared W2 distances between some of the training populations, from their cells.
+
+    Attributes
+    ----------
+    place
+        Row of each population in ``squared``, -1 for those that are not there, ``(n_populations,)``.
+    squared
+        Squared distances, freed of a part of their upward bias, ``(k, k)``.
+    """
+
+    place: Tensor
+    squared: Tensor
+
+    @classmethod
+    def from_cells(cls, u: Tensor, codes: Tensor, n_populations: int, seed: int = 0) -> ExactTargets:
+        """Distances between populations of cell latents ``(cells, d)``, of a random choice where there are many.
+
+        Exact transport between small samples overstates W2, between two samples of one population most of all. Taking off
+        what two halves of each are apart would overcorrect for populations that differ, and reorder them; a share is a
+        compromise (compare :func:`scgde.ot.debiased_wasserstein`).
+        """
+        rng = np.random.default_rng(seed)
+        labels = codes.cpu().numpy()
+        present, sizes = np.unique(labels, return_counts=True)
+        present = present[sizes >= 4]
+        if len(present) > MAX_EXACT_POPULATIONS:
+            present = np.sort(rng.choice(present, MAX_EXACT_POPULATIONS, replace=False))
+        clouds = []
+        for label in present:
+            rows = rng.permutation(np.flatnonzero(labels == label))[:MAX_EXACT_CELLS]
+            clouds.append(u[torch.from_numpy(rows).to(u.device)].cpu().numpy())
+        seconds = ot.estimate_cost([len(c) for c in clouds], n_features=u.shape[1]) if len(clouds) else 0.0
+        logger.info(f"Exact Wasserstein distances of {len(clouds)} populations as targets: about {seconds:.0f} s.")
+        segment = np.repeat(np.arange(len(clouds)), [len(c) for c in clouds])
+        squared = np.zeros((0, 0))
+        if clouds:
+            squared = np.square(ot.pairwise_distances(np.concatenate(clouds), segment, progress=seconds > 20))
+            apart = np.array([ot.wasserstein(c[::2], c[1::2]) ** 2 for c in clouds])
+            squared = np.maximum(squared - SELF_SHARE * (apart[:, None] + apart) / 2, 0.0)
+        place = torch.full((n_populations,), -1)
+        place[torch.from_numpy(present)] = torch.arange(len(present))
+        return cls(place.to(u.device), torch.from_numpy(squared).to(u.dtype).to(u.device))
+
+    def pairs(self, sources: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Squared distances ``(K, K)`` of sets, and whether each is known: not for mixtures of populations."""
+        place = torch.where(weights[:, 0] > 0.999, self.place[sources[:, 0]], -1)
+        known = (place[:, None] >= 0) & (place >= 0) & (place[:, None] != place)
+        return self.squared[place][:, place] if len(self.squared) else known.float(), known
+
+
+def isometry_loss(z: Tensor, moments: PopulationMoments, exact: tuple[Tensor, Tensor] | None = None) -> Tensor:
+    """Squared error of embedding distances against W2, relative to the mean squared W2.
+
+    The target is the closed form of normal laws on each population's *whole* (shrunk) moments, while ``z`` comes from a
+    minibatch of its cells, and it is detached: the latent cannot shrink to please it.
 
     Parameters
     ----------
@@ -26,6 +93,8 @@ def isometry_loss(z: Tensor, moments: PopulationMoments) -> Tensor:
         Embeddings, ``(K, n_embedding)``.
     moments
         Moments of the same populations.
+    exact
+        Squared distances ``(K, K)`` from the cells, and where they are known, to be used in place of the closed form there.
 
     Returns
     -------
@@ -37,6 +106,8 @@ def isometry_loss(z: Tensor, moments: PopulationMoments) -> Tensor:
     i, j = torch.triu_indices(k, k, offset=1, device=z.device)
     with torch.no_grad():
         target = pairwise_gaussian_wasserstein(moments.mean, moments.cov)[i, j]
+        if exact is not None:
+            target = torch.where(exact[1][i, j], exact[0][i, j].sqrt(), target)
     # the square root has no gradient at zero, where two mixtures of the same cells may meet
     distance = ((z[i] - z[j]).square().sum(1) + 1e-12).sqrt()
     return (distance - target).square().mean() / target.square().mean().clamp_min(1e-12)

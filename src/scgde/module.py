@@ -13,7 +13,7 @@ from scgde._constants import BATCH_KEYS
 from scgde._segments import segment_mean
 from scgde.encoders import ENCODERS
 from scgde.generators import GENERATORS, AffineSkeleton
-from scgde.geometry import isometry_loss
+from scgde.geometry import ExactTargets, isometry_loss
 from scgde.moments import PopulationMoments, moment_vector
 from scgde.observations import Context, ObservationModel
 
@@ -65,6 +65,7 @@ class GDEModule(BaseModuleClass):
         # moments of the training populations: targets of the population phase, not part of the model
         self.embedding_moments: PopulationMoments | None = None
         self.frame_moments: PopulationMoments | None = None
+        self.exact_targets: ExactTargets | None = None
 
     # ------------------------------------------------------------------ cells
 
@@ -137,6 +138,8 @@ class GDEModule(BaseModuleClass):
         self.set_encoder.fit(mean[rows], dense, training, set_size)
         pooled, coefficient = training.pooled_covariance(), training.shrinkage()
         self.embedding_moments = raw.shrunk(coefficient, pooled)
+        if self.geometry == "isometric" and self.set_encoder.wants_exact_targets:
+            self.exact_targets = ExactTargets.from_cells(mean[rows], codes[rows], k)
         # cells are generated from their posterior, which is wider than its mean: law of total variance
         extra = torch.diag_embed(segment_mean(sd.square(), codes, k))
         cov = self.embedding_moments.cov + extra
@@ -175,7 +178,8 @@ class GDEModule(BaseModuleClass):
         loss = self.generator_weight * generated + moments
         terms = {"generator": generated.detach(), "moments": moments.detach()}
         if self.geometry == "isometric":
-            isometry = isometry_loss(z, self.embedding_moments.mixtures(sources, weights))
+            exact = None if self.exact_targets is None else self.exact_targets.pairs(sources, weights)
+            isometry = isometry_loss(z, self.embedding_moments.mixtures(sources, weights), exact)
             loss = loss + self.isometry_weight * isometry
             terms["isometry"] = isometry.detach()
         return {"loss": loss, **terms}

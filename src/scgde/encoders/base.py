@@ -37,6 +37,10 @@ class SetEncoder(nn.Module):
     is_linear = False
     """Whether ``z`` is a plain mean of per-cell vectors, so that it has no small-sample bias."""
 
+    wants_exact_targets = False
+    """Whether isometric training should tie distances to exact transport between cells, where that is affordable, and not
+    to the closed form of normal laws."""
+
     jackknife_max = 50
     """Populations of at most this many cells use delete-one values, whose cost here is the square of their size; larger
     ones use influences."""

@@ -75,7 +75,9 @@ class TransportEncoder(SetEncoder):
         self.n_moments = moment_size(n_latent)
         n_raw = self.n_moments + n_reference * n_latent
         n_coordinates = self.n_moments + min(n_axes, n_reference * n_latent)
-        reference = torch.randn((n_reference, n_latent), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        reference = torch.randn(
+            (n_reference, n_latent), generator=torch.Generator().manual_seed(0), dtype=torch.float64
+        )
         reference = reference - reference.mean(0)
         cov = reference.T @ reference / n_reference
         reference = reference @ torch.linalg.inv(sqrtm_psd(cov)) if n_reference > n_latent else reference
