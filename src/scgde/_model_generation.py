@@ -6,20 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-import scipy.sparse as sp
 import torch
-from anndata import AnnData
-from scvi import settings
 
-from scgde._constants import LABEL_SEPARATOR, OWN_PREFIX
-from scgde.data.cells import UNSEEN_BATCH
-from scgde.data.populations import as_label, column_labels
+from scgde._model_decoding import DecodingMixin, check_count, check_library_size
+from scgde.data.populations import column_labels
 from scgde.generation import (
     CellContexts,
     embed_with_contexts,
     find_labels,
     generate_latents,
-    generate_rows,
     make_context,
     resolve_populations,
 )
@@ -27,29 +22,22 @@ from scgde.generation import (
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from scgde.data import CellTable, PopulationDataModule
-    from scgde.module import GDEModule
+    from anndata import AnnData
+
+    from scgde.data import PopulationDataModule
 
 MAX_REFERENCE = 5000
 """Cells of the reference sample for cells in no population."""
 
 
-class GenerationMixin:
+class GenerationMixin(DecodingMixin):
     """Sampling of populations and decoding of cells."""
 
-    registry_: dict
-    module: GDEModule
-    adata: AnnData | None
     seed_: int
-    populations_: dict
-    contexts_: dict
     reference_: np.ndarray
 
     if TYPE_CHECKING:
 
-        def _require_trained(self) -> None: ...
-        def _table(self, adata: AnnData | None = None) -> CellTable: ...
-        def _population_keys(self) -> list[str]: ...
         def get_var_names(self) -> Any: ...
 
     def _remember_populations(self, data: PopulationDataModule) -> None:
@@ -122,9 +110,8 @@ class GenerationMixin:
             no ``batch`` is given.
         """
         self._require_trained()
-        if isinstance(n_cells, bool) or not isinstance(n_cells, int | np.integer) or n_cells < 1:
-            message = f"n_cells={n_cells!r} must be a positive integer: the number of cells for each population."
-            raise ValueError(message)
+        check_count("n_cells", n_cells, "the number of cells for each population")
+        check_library_size(library_size)
         rng, generator = self._randomness(seed)
         known, known_z = list(self.populations_["labels"]), np.asarray(self.populations_["z"])
         contexts = CellContexts.from_dict(self.contexts_)
@@ -132,112 +119,13 @@ class GenerationMixin:
             embedding, contexts, _ = embed_with_contexts(self.module, self._table(adata), rng)
             known, known_z = embedding.labels, embedding.z
         labels, z, nearest = resolve_populations(populations, known, known_z, by_label=adata is not None)
-        batch_code = None if batch is None else self._batch_code(batch)
-        rows = contexts.draw(np.repeat(nearest, n_cells), rng, batch_code)
+        rows = contexts.draw(np.repeat(nearest, n_cells), rng, None if batch is None else self._batch_code(batch))
         u, expected = generate_latents(self.module, np.repeat(z, n_cells, 0), generator)
-        library = contexts.matched_library(rows, expected)
-        if library_size is not None:
-            is_number = isinstance(library_size, int | float | np.number) and not isinstance(library_size, bool)
-            if not is_number or not 0 < library_size < np.inf:
-                message = (
-                    f"library_size={library_size!r} must be a positive number: the expected total count of a cell."
-                )
-                raise ValueError(message)
-            library[:] = float(library_size)
-        batch_codes = contexts.batch[rows]
-        if batch_code is not None:
-            batch_codes = np.full(len(rows), batch_code)
-        self._check_batches(batch_codes, "batch=")
-        categorical, continuous = contexts.categorical[rows].copy(), contexts.continuous[rows].copy()
-        for key, value in (covariates or {}).items():
-            self._set_covariate(key, value, categorical, continuous)
-        x = generate_rows(self.module, u, library, batch_codes, categorical, continuous, generator)
-        obs = self._sample_obs(labels, n_cells, batch_codes, categorical, continuous)
-        is_count = self.module.observation.is_count
-        args = self.registry_["setup_args"]
-        if is_count:
-            obs[f"{OWN_PREFIX}library_size"] = library
-        if args["size_factor_key"] is not None:
-            obs[args["size_factor_key"]] = library / float(self.module.observation.size_factor_gain)
-        names = pd.Index(np.asarray(self._variables(), dtype=object).astype(str))
-        cells = AnnData(X=sp.csr_matrix(x) if is_count else x, obs=obs, var=pd.DataFrame(index=names))
-        if args["layer"] is not None:
-            cells.layers[args["layer"]] = cells.X.copy()
-        if args["obsm_key"] is not None:
-            cells.obsm[args["obsm_key"]] = x.copy()
-        return cells
-
-    def _variables(self) -> Any:
-        """Names of the model's columns: genes, or columns of the obsm array."""
-        return self.registry_["field_registries"]["X"]["state_registry"]["column_names"]
-
-    def _randomness(self, seed: int | None) -> tuple[np.random.Generator, torch.Generator]:
-        seed = settings.seed if seed is None else seed
-        sequence = np.random.SeedSequence(seed)
-        state = int(sequence.generate_state(1, np.uint64)[0] >> 1)
-        return np.random.default_rng(sequence), torch.Generator(device=self.module.device).manual_seed(state)
-
-    def _mapping(self, field: str, key: str) -> list[str]:
-        state = self.registry_["field_registries"][field]["state_registry"]
-        mapping = state["categorical_mapping"] if field == "batch" else state["mappings"][key]
-        return [as_label(m) for m in mapping]
-
-    def _batch_code(self, batch: Any) -> int:
-        key = self.registry_["setup_args"]["batch_key"]
-        if key is None:
-            message = f"batch={batch!r}: the model was set up without batch_key."
-            raise ValueError(message)
-        return int(find_labels([as_label(batch)], self._mapping("batch", key), "batch")[0])
-
-    def _check_batches(self, codes: np.ndarray, argument: str) -> None:
-        """Raise if cells would be decoded under a batch that the model was not trained with."""
-        if (codes == UNSEEN_BATCH).any():
-            known = self._mapping("batch", self.registry_["setup_args"]["batch_key"])
-            message = (
-                f"{(codes == UNSEEN_BATCH).sum()} cells are in batches the model was not trained with, under which it "
-                f"cannot decode. Pass {argument} one of {known[:5]}."
-            )
-            raise ValueError(message)
-
-    def _set_covariate(self, key: str, value: Any, categorical: np.ndarray, continuous: np.ndarray) -> None:
-        args = self.registry_["setup_args"]
-        names, numbers = args["categorical_covariate_keys"] or [], args["continuous_covariate_keys"] or []
-        if key in names:
-            codes = find_labels([as_label(value)], self._mapping("extra_categorical_covs", key), f"covariates[{key!r}]")
-            categorical[:, names.index(key)] = codes[0]
-        elif key in numbers:
-            if not np.isfinite(float(value)):
-                message = f"covariates[{key!r}]={value!r} must be finite."
-                raise ValueError(message)
-            continuous[:, numbers.index(key)] = float(value)
-        else:
-            message = f"covariates: {key!r} is not a covariate of the model; there are {[*names, *numbers]}."
-            raise KeyError(message)
-
-    def _sample_obs(
-        self, labels: list[str], n_cells: int, batch: np.ndarray, categorical: np.ndarray, continuous: np.ndarray
-    ) -> pd.DataFrame:
-        index = pd.Index([f"{OWN_PREFIX}{i}" for i in range(len(labels) * n_cells)])
-        obs = pd.DataFrame({f"{OWN_PREFIX}population": pd.Categorical(np.repeat(labels, n_cells))}, index=index)
-        keys = self._population_keys()
-        known = dict(zip(self.populations_["labels"], np.asarray(self.populations_["parts"]), strict=True))
-
-        def own_column(key: str) -> str:
-            return f"{OWN_PREFIX}{key}" if key in keys else key
-
-        for i, key in enumerate(keys):
-            parts = [known[label][i] if label in known else _part(label, i, len(keys)) for label in labels]
-            obs[key] = pd.Categorical(np.repeat(np.array(parts, dtype=object), n_cells))
-        args = self.registry_["setup_args"]
-        if args["batch_key"] is not None:
-            values = np.array(self._mapping("batch", args["batch_key"]), dtype=object)[batch]
-            obs[own_column(args["batch_key"])] = pd.Categorical(values)
-        for i, key in enumerate(args["categorical_covariate_keys"] or []):
-            mapping = np.array(self._mapping("extra_categorical_covs", key), dtype=object)
-            obs[own_column(key)] = pd.Categorical(mapping[categorical[:, i]])
-        for i, key in enumerate(args["continuous_covariate_keys"] or []):
-            obs[key] = continuous[:, i]
-        return obs
+        context = self._contexts_of(
+            contexts, rows, expected, batch=batch, covariates=covariates, library_size=library_size
+        )
+        parts = [self._parts_of(label) for label in labels]
+        return self._generated_adata(u, context, labels, parts, np.repeat(np.arange(len(labels)), n_cells), generator)
 
     @torch.no_grad()
     def _decoded(
@@ -383,9 +271,3 @@ class GenerationMixin:
             ]
             draws.append(np.concatenate(blocks))
         return GCXS.from_numpy(draws[0] if n_samples == 1 else np.stack(draws, axis=-1))
-
-
-def _part(label: str, i: int, n: int) -> str:
-    """Part ``i`` of a label that no training population has: split where the number of parts fits."""
-    parts = label.split(LABEL_SEPARATOR)
-    return parts[i] if len(parts) == n else label

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -23,6 +23,23 @@ if TYPE_CHECKING:
 
 MAX_CONTEXTS = 100
 """Contexts kept per population."""
+
+
+class RowContexts(NamedTuple):
+    """What each of a number of cells is decoded under.
+
+    Attributes
+    ----------
+    library, batch
+        Library sizes and batch codes, ``(cells,)``.
+    categorical, continuous
+        Covariates, ``(cells, n)``.
+    """
+
+    library: np.ndarray
+    batch: np.ndarray
+    categorical: np.ndarray
+    continuous: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -142,20 +159,18 @@ def generate_latents(
 def generate_rows(
     module: GDEModule,
     u: np.ndarray,
-    library: np.ndarray,
-    batch: np.ndarray,
-    categorical: np.ndarray,
-    continuous: np.ndarray,
+    contexts: RowContexts,
     generator: torch.Generator,
     chunk: int = 4096,
 ) -> np.ndarray:
-    """One row ``(cells, n_vars)`` for each latent ``(cells, n_latent)`` under the given contexts."""
+    """One row ``(cells, n_vars)`` for each latent ``(cells, n_latent)`` under the context of each."""
     module.eval()
     device = module.device
     rows = []
     for start in range(0, len(u), chunk):
         part = slice(start, start + chunk)
-        context = make_context(library[part], batch[part], categorical[part], continuous[part], device)
+        library, batch, categorical, continuous = (values[part] for values in contexts)
+        context = make_context(library, batch, categorical, continuous, device)
         law = module.observation.decode(torch.from_numpy(u[part]).to(device), context)
         rows.append(module.observation.draw(law, generator).cpu().numpy())
     return np.concatenate(rows)
