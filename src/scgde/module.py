@@ -192,6 +192,75 @@ class GDEModule(BaseModuleClass):
         y = self.generator.sample(self.skeleton.condition(z), generator)
         return mean + torch.einsum("nij,nj->ni", root, y)
 
+    def transport_latent(self, u: Tensor, z_source: Tensor, z_target: Tensor, *, straight: bool = True) -> Tensor:
+        r"""Latents ``(cells, n_latent)`` of cells of one population, carried to another.
+
+        Into the frame of the source, back to noise by its flow, forward by the flow of the target and out of its
+        frame. Between frames with roots :math:`R_s, R_t` alone this would be :math:`R_t R_s^{-1}`, which is no
+        optimal-transport map unless the two commute. Noise may be rotated without changing its law, and the rotation
+        :math:`U`, the orthogonal polar factor of :math:`R_t R_s`, makes :math:`R_t U R_s^{-1}` symmetric and positive: the
+        optimal map :math:`R_s^{-1} (R_s R_t^2 R_s)^{1/2} R_s^{-1}` between Gaussians (Peyre and Cuturi 2019, remark 2.31).
+
+        Parameters
+        ----------
+        u
+            Latents, ``(cells, n_latent)``.
+        z_source, z_target
+            Embeddings, ``(n_embedding,)``.
+        straight
+            Rotate the noise.
+
+        Raises
+        ------
+        TypeError
+            If the generator cannot be run backwards.
+        """
+        z = torch.stack([z_source, z_target])
+        (mean_source, mean_target), roots = self.skeleton(z)
+        root_source, root_target = roots.double()
+        source, target = (c.expand(len(u), -1) for c in self.skeleton.condition(z))
+        y = torch.linalg.solve(root_source, (u - mean_source).double().T).T.to(u.dtype)
+        noise = self.generator.invert(y, source)
+        if straight:
+            left, _, right = torch.linalg.svd(root_target @ root_source)
+            noise = noise @ (left @ right).T.to(u.dtype)
+        return mean_target + self.generator.push(noise, target) @ root_target.to(u.dtype)
+
+    def log_prob_latent(
+        self,
+        u: Tensor,
+        z: Tensor,
+        codes: Tensor,
+        *,
+        n_samples: int = 64,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Log density of latents ``(cells, n_latent)`` in populations with embeddings ``z`` ``(K, n_embedding)``.
+
+        Parameters
+        ----------
+        u
+            Latents, ``(cells, n_latent)``.
+        z
+            Embeddings, ``(K, n_embedding)``.
+        codes
+            Row of ``z`` that each cell is asked under, ``(cells,)``.
+        n_samples, generator
+            See :meth:`scgde.generators.Generator.log_prob`.
+
+        Returns
+        -------
+        ``(cells,)``.
+        """
+        mean, root = self.skeleton(z)
+        inverse, log_det = (
+            torch.linalg.inv(root.double()).to(u.dtype),
+            torch.linalg.slogdet(root.double())[1].to(u.dtype),
+        )
+        y = torch.einsum("nij,nj->ni", inverse[codes], u - mean[codes])
+        condition = self.skeleton.condition(z)[codes]
+        return self.generator.log_prob(y, condition, n_samples=n_samples, generator=generator) - log_det[codes]
+
 
 def into_frame(u: Tensor, moments: PopulationMoments, codes: Tensor) -> Tensor:
     """Centre and whiten cells ``(cells, d)`` by the moments of their population.

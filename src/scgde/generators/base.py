@@ -74,3 +74,31 @@ class Generator(nn.Module):
         """The cells, in their population's frame, that given base noise becomes; only where ``can_invert``."""
         message = f"{type(self).__name__} cannot push given noise; use generator='flow' to transport cells."
         raise TypeError(message)
+
+    def log_prob(
+        self, y: Tensor, condition: Tensor, *, n_samples: int = 64, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Log density at ``y``, in the frame of each cell's population.
+
+        Parameters
+        ----------
+        y
+            Cells in the frame of their population, ``(cells, n_latent)``.
+        condition
+            Whitened embedding of each cell's population, ``(cells, n_condition)``.
+        n_samples
+            Draws for each cell, where the density has to be estimated; ignored elsewhere.
+        generator
+            Source of randomness of the draws.
+
+        Returns
+        -------
+        ``(cells,)``.
+
+        Raises
+        ------
+        TypeError
+            If the generator has no density.
+        """
+        message = f"{type(self).__name__} has no density; use generator='flow' (exact) or 'vae' (a lower bound)."
+        raise TypeError(message)

@@ -37,9 +37,12 @@ class VAEGenerator(Generator):
     def _decode(self, code: Tensor, condition: Tensor) -> Tensor:
         return self.decoder_skip(code) + self.decoder(torch.cat([code, condition], dim=1))
 
-    def loss(self, y: Tensor, condition: Tensor, segment: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def _encode(self, y: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
         mean, log_var = self.encoder(torch.cat([y, condition], dim=1)).chunk(2, dim=1)
-        log_var = log_var.clamp(-10.0, 10.0)
+        return mean, log_var.clamp(-10.0, 10.0)
+
+    def loss(self, y: Tensor, condition: Tensor, segment: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        mean, log_var = self._encode(y, condition)
         noise = torch.randn(mean.shape, generator=generator, dtype=y.dtype, device=y.device)
         expected = self._decode(mean + torch.exp(0.5 * log_var) * noise, condition)
         residual = (y - expected) * torch.exp(-self.log_noise)
@@ -54,3 +57,24 @@ class VAEGenerator(Generator):
 
         expected = self._decode(draw(self.n_code), condition)
         return expected + draw(self.n_latent) * torch.exp(self.log_noise)
+
+    def log_prob(
+        self, y: Tensor, condition: Tensor, *, n_samples: int = 64, generator: torch.Generator | None = None
+    ) -> Tensor:
+        r"""Importance-weighted lower bound on the log density at ``y``, ``(cells,)``; see :meth:`Generator.log_prob`.
+
+        Burda et al. 2016 (arXiv 1509.00519), equation 8, with :math:`K` draws :math:`c_k` from the encoder:
+        :math:`\log \frac{1}{K} \sum_k p(y \mid c_k) p(c_k) / q(c_k \mid y)`. Its expectation rises with the number of
+        draws to the log density.
+        """
+        mean, log_var = self._encode(y, condition)
+        # constants of the code's two normal laws cancel
+        constant = -self.log_noise.sum() - 0.5 * self.n_latent * math.log(2 * math.pi)
+        total = y.new_full((len(y),), -math.inf)
+        for _ in range(n_samples):  # one draw at a time: memory does not grow with their number
+            noise = torch.randn(mean.shape, generator=generator, dtype=y.dtype, device=y.device)
+            code = mean + torch.exp(0.5 * log_var) * noise
+            residual = (y - self._decode(code, condition)) * torch.exp(-self.log_noise)
+            ratio = 0.5 * (noise.square() + log_var - code.square()).sum(1)
+            total = torch.logaddexp(total, ratio - 0.5 * residual.square().sum(1))
+        return total + constant - math.log(n_samples)
