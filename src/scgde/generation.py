@@ -147,12 +147,19 @@ def generate_latents(
 ) -> tuple[np.ndarray, np.ndarray]:
     """One latent ``(cells, n_latent)`` for each embedding ``(cells, n_embedding)``, and its expected library size."""
     module.eval()
-    latents, expected = [], []
+    latents = []
     for start in range(0, len(z), chunk):
-        u = module.sample_latent(torch.from_numpy(z[start : start + chunk]).to(module.device), generator)
-        latents.append(u.cpu().numpy())
-        expected.append(module.observation.log_library(u)[:, 0].exp().cpu().numpy())
-    return np.concatenate(latents), np.concatenate(expected)
+        block = torch.from_numpy(z[start : start + chunk]).to(module.device)
+        latents.append(module.sample_latent(block, generator).cpu().numpy())
+    u = np.concatenate(latents)
+    return u, expected_library(module, u)
+
+
+@torch.no_grad()
+def expected_library(module: GDEModule, u: np.ndarray, chunk: int = 4096) -> np.ndarray:
+    """Library sizes ``(cells,)`` expected from latents ``(cells, n_latent)``."""
+    blocks = [torch.from_numpy(u[start : start + chunk]).to(module.device) for start in range(0, len(u), chunk)]
+    return np.concatenate([module.observation.log_library(block)[:, 0].exp().cpu().numpy() for block in blocks])
 
 
 @torch.no_grad()
@@ -211,8 +218,16 @@ def find_labels(wanted: Iterable[str], known: list[str], argument: str = "popula
     return np.array(found, dtype=np.int64)
 
 
+def as_labels(populations: Any) -> list[str]:
+    """Labels of one or several populations; none for a DataFrame, which holds embeddings."""
+    if isinstance(populations, pd.DataFrame):
+        return []
+    single = isinstance(populations, str | tuple) or np.isscalar(populations)
+    return [as_label(p) for p in ([populations] if single else populations)]
+
+
 def resolve_populations(
-    populations: Any, known: list[str], known_z: np.ndarray, *, by_label: bool
+    populations: Any, known: list[str], known_z: np.ndarray, *, by_label: bool, argument: str = "populations"
 ) -> tuple[list[str], np.ndarray, np.ndarray]:
     """Labels and embeddings of the asked populations, and for each the known population that lends its contexts.
 
@@ -224,20 +239,18 @@ def resolve_populations(
             populations = populations[expected]
         z = populations.to_numpy(dtype=np.float32)
         if z.ndim != 2 or z.shape[1] != known_z.shape[1]:
-            message = f"populations: embeddings have {z.shape[1]} columns and the model's have {known_z.shape[1]}."
+            message = f"{argument}: embeddings have {z.shape[1]} columns and the model's have {known_z.shape[1]}."
             raise ValueError(message)
         if len(z) == 0 or not np.isfinite(z).all():
-            message = "populations: embeddings are empty or hold NaN or infinite values."
+            message = f"{argument}: embeddings are empty or hold NaN or infinite values."
             raise ValueError(message)
         labels = [as_label(i) for i in populations.index]
         if by_label:
-            return labels, z, find_labels(labels, known)
+            return labels, z, find_labels(labels, known, argument)
         return labels, z, np.array([int(np.square(known_z - row).sum(1).argmin()) for row in z])
-    if isinstance(populations, str | tuple) or np.isscalar(populations):
-        populations = [populations]
-    labels = [as_label(p) for p in populations]
+    labels = as_labels(populations)
     if not labels:
-        message = "populations is empty; give at least one label."
+        message = f"{argument} is empty; give at least one label."
         raise ValueError(message)
-    found = find_labels(labels, known)
+    found = find_labels(labels, known, argument)
     return labels, known_z[found], found

@@ -192,7 +192,7 @@ class GDEModule(BaseModuleClass):
         y = self.generator.sample(self.skeleton.condition(z), generator)
         return mean + torch.einsum("nij,nj->ni", root, y)
 
-    def transport_latent(self, u: Tensor, z_source: Tensor, z_target: Tensor, *, straight: bool = True) -> Tensor:
+    def transport_latent(self, u: Tensor, z_source: Tensor, z_target: Tensor) -> Tensor:
         r"""Latents ``(cells, n_latent)`` of cells of one population, carried to another.
 
         Into the frame of the source, back to noise by its flow, forward by the flow of the target and out of its
@@ -207,8 +207,6 @@ class GDEModule(BaseModuleClass):
             Latents, ``(cells, n_latent)``.
         z_source, z_target
             Embeddings, ``(n_embedding,)``.
-        straight
-            Rotate the noise.
 
         Raises
         ------
@@ -221,9 +219,8 @@ class GDEModule(BaseModuleClass):
         source, target = (c.expand(len(u), -1) for c in self.skeleton.condition(z))
         y = torch.linalg.solve(root_source, (u - mean_source).double().T).T.to(u.dtype)
         noise = self.generator.invert(y, source)
-        if straight:
-            left, _, right = torch.linalg.svd(root_target @ root_source)
-            noise = noise @ (left @ right).T.to(u.dtype)
+        left, _, right = torch.linalg.svd(root_target @ root_source)
+        noise = noise @ (left @ right).T.to(u.dtype)
         return mean_target + self.generator.push(noise, target) @ root_target.to(u.dtype)
 
     def log_prob_latent(
