@@ -19,6 +19,7 @@ from scgde.data.populations import as_label
 from scgde.generation import find_labels
 from scgde.inference import Embedding, coordinate_names, embed, encode_cells
 from scgde.observations import COUNT_LIKELIHOODS
+from scgde.uncertainty import corrected_distances, distance_and_error
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -147,11 +148,12 @@ class EmbeddingMixin:
         *,
         populations: Sequence[Any] | None = None,
         metric: Literal["latent", "wasserstein"] = "latent",
+        bias_correction: bool | None = None,
         return_std: bool = False,
         indices: Sequence[int] | None = None,
         batch_size: int | None = None,
     ) -> pd.DataFrame | tuple[pd.DataFrame, pd.DataFrame]:
-        """Distances between populations, in units of ``u``.
+        r"""Distances between populations, in units of ``u``.
 
         Parameters
         ----------
@@ -162,16 +164,38 @@ class EmbeddingMixin:
         metric
             ``"latent"``: Euclidean distance between embeddings. ``"wasserstein"``: exact 2-Wasserstein distance between
             the cells' ``u``, for comparison; its cost grows with the cube of the number of cells and is logged first.
+        bias_correction
+            Subtract what the sampling of cells adds to squared distances on average, without which small populations look
+            further apart than they are: :math:`(\|z_i - z_j\|^2 - \operatorname{tr} C_i - \operatorname{tr} C_j)_+^{1/2}`
+            with the sampling covariances ``C`` of the embeddings. A distance that noise explains becomes zero. By
+            default only with ``return_std``. For ``metric="latent"`` only.
         return_std
-            Return standard errors of the distances as well (first-order propagation of the embeddings' covariances;
-            too large for distances near zero). For ``metric="latent"`` only.
+            Return standard errors of the distances as well (second-order propagation of the embeddings' covariances,
+            finite at distance zero; see :func:`scgde.uncertainty.corrected_distances`). A 95 % interval is the distance plus or
+            minus the t quantile with the degrees of freedom of the smaller population times the standard error; it is
+            wider than need be near zero. For ``metric="latent"`` only.
+
+        Returns
+        -------
+        Populations x populations; with ``return_std`` a pair of these, distances and their standard errors. Standard errors
+        and corrected distances are NaN for populations of one cell.
+
+        Raises
+        ------
+        ValueError
+            If ``metric`` is unknown, or an argument is for the other metric.
+        KeyError
+            If a population is unknown.
         """
         if metric not in ("latent", "wasserstein"):
             message = f"metric={metric!r} must be 'latent' or 'wasserstein'."
             raise ValueError(message)
-        if return_std and metric != "latent":
-            message = "return_std=True is available for metric='latent' only."
-            raise ValueError(message)
+        for name, value in (("return_std", return_std), ("bias_correction", bias_correction)):
+            if value and metric != "latent":
+                message = (
+                    f"{name}={value!r} is available for metric='latent' only, not for metric={metric!r}; leave it out."
+                )
+                raise ValueError(message)
         _, _, embedding, u = self._embed(adata, indices, batch_size)
         chosen = np.arange(len(embedding.labels))
         if populations is not None:
@@ -180,21 +204,25 @@ class EmbeddingMixin:
             chosen = find_labels([as_label(p) for p in wanted], embedding.labels)
         labels = [embedding.labels[k] for k in chosen]
         index = pd.Index(labels, name="population")
+        # a label may be asked for twice
+        unique, inverse = np.unique(chosen, return_inverse=True)
+        position = np.full(len(embedding.labels) + 1, -1)
+        position[unique] = np.arange(len(unique))
+        segment, pairs = position[embedding.codes], np.ix_(inverse, inverse)
         if metric == "wasserstein":
-            position = np.full(len(embedding.labels) + 1, -1)
-            position[chosen] = np.arange(len(chosen))
-            segment = position[embedding.codes]
-            seconds = ot.estimate_cost(embedding.n_cells[chosen], n_features=u.shape[1])
-            logger.info(f"Exact Wasserstein distances of {len(chosen)} populations: about {seconds:.0f} s.")
-            distances = ot.pairwise_distances(u.numpy(), segment, n_segments=len(chosen), metric="exact")
+            seconds = ot.estimate_cost(embedding.n_cells[unique], n_features=u.shape[1])
+            logger.info(f"Exact Wasserstein distances of {len(unique)} populations: about {seconds:.0f} s.")
+            distances = ot.pairwise_distances(u.numpy(), segment, n_segments=len(unique), metric="exact")
+            return pd.DataFrame(distances[pairs], index=index, columns=index)
+        distances = _euclidean(embedding.z[chosen].astype(np.float64))
+        if not return_std and not bias_correction:
             return pd.DataFrame(distances, index=index, columns=index)
-        z = embedding.z[chosen].astype(np.float64)
-        distances = _euclidean(z)
+        squared, variance = corrected_distances(embedding.cells, segment, len(unique))
+        corrected, errors = (values[pairs] for values in distance_and_error(squared, variance))
+        if bias_correction is not False:
+            distances = corrected
         frame = pd.DataFrame(distances, index=index, columns=index)
-        if not return_std:
-            return frame
-        std = pd.DataFrame(_distance_errors(embedding, chosen, distances), index=index, columns=index)
-        return frame, std
+        return (frame, pd.DataFrame(errors, index=index, columns=index)) if return_std else frame
 
     def get_population_adata(
         self, adata: AnnData | None = None, *, indices: Sequence[int] | None = None, batch_size: int | None = None
@@ -334,27 +362,6 @@ def _euclidean(z: np.ndarray) -> np.ndarray:
     from scipy.spatial.distance import pdist, squareform
 
     return squareform(pdist(z))
-
-
-def _distance_errors(embedding: Embedding, chosen: np.ndarray, distances: np.ndarray) -> np.ndarray:
-    """Standard errors of distances: the covariance of each embedding along the line between two of them."""
-    width = embedding.z.shape[1]
-    cov = np.full((len(chosen), width, width), np.nan)
-    for i, k in enumerate(chosen):
-        vectors = embedding.cells[embedding.codes == k].astype(np.float64)
-        n = len(vectors)
-        if n > 1:
-            centred = vectors - vectors.mean(0)
-            cov[i] = centred.T @ centred / (n * (n - 1))
-    z = embedding.z[chosen].astype(np.float64)
-    errors = np.zeros_like(distances)
-    for i in range(len(chosen)):
-        line = z - z[i]
-        length = np.maximum(distances[i], 1e-12)[:, None]
-        along = np.einsum("jd,jde,je->j", line / length, cov + cov[i], line / length)
-        errors[i] = np.sqrt(along)
-    np.fill_diagonal(errors, 0.0)
-    return errors
 
 
 def _constant_columns(obs: pd.DataFrame, codes: np.ndarray, n: int, keys: list[str]) -> pd.DataFrame:

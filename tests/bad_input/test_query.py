@@ -150,6 +150,8 @@ def test_other_arguments(trained):
         trained.get_population_distances(metric="cosine")
     with pytest.raises(ValueError, match="return_std"):
         trained.get_population_distances(metric="wasserstein", return_std=True)
+    with pytest.raises(ValueError, match="bias_correction=True"):
+        trained.get_population_distances(metric="wasserstein", bias_correction=True)
     with pytest.raises(KeyError, match="gene_list"):
         trained.get_normalized_expression(gene_list=["nothing"])
     with pytest.raises(ValueError, match="view"):

@@ -137,14 +137,37 @@ def test_split_is_reported(by, make_cells, make_model, train):
 
 
 def test_distances(trained):
-    frame, errors = trained.get_population_distances(return_std=True)
+    frame = trained.get_population_distances()
     values = frame.to_numpy()
     assert np.allclose(values, values.T) and (np.diag(values) == 0).all() and (values >= 0).all()
     z = trained.get_population_embedding()
     assert values[3, 5] == pytest.approx(np.linalg.norm(z.iloc[3] - z.iloc[5]), rel=1e-5)
-    assert errors.iloc[3, 5] > 0
     chosen = trained.get_population_distances(populations=list(z.index[[5, 3]]))
     assert list(chosen.index) == list(z.index[[5, 3]]) and chosen.iloc[0, 1] == pytest.approx(values[3, 5])
+
+
+def test_corrected_distances_lack_the_squared_standard_errors(trained):
+    frame, errors = trained.get_population_distances(return_std=True)
+    raw, se = trained.get_population_distances(), trained.get_population_standard_error()
+    noise = np.square(se.to_numpy()).sum(1)
+    expected = np.sqrt(np.maximum(np.square(raw.to_numpy()) - noise[:, None] - noise[None, :], 0.0))
+    np.fill_diagonal(expected, 0.0)
+    np.testing.assert_allclose(frame, expected, rtol=1e-3, atol=1e-3)
+    pd.testing.assert_frame_equal(frame, trained.get_population_distances(bias_correction=True))
+    # one cell says nothing about the noise, of it alone
+    single = np.isnan(se.to_numpy()).any(1)
+    unknown = (single[:, None] | single[None, :]) & ~np.eye(len(single), dtype=bool)
+    assert (
+        single.sum() == 1 and (errors.isna().to_numpy() == unknown).all() and (errors.to_numpy()[~unknown] >= 0).all()
+    )
+    plain, same = trained.get_population_distances(return_std=True, bias_correction=False)
+    pd.testing.assert_frame_equal(plain, raw)
+    pd.testing.assert_frame_equal(same, errors)
+    # asked in another order and twice
+    labels = [raw.index[k] for k in (5, 3, 5)]
+    pd.testing.assert_frame_equal(
+        trained.get_population_distances(populations=labels, return_std=True)[1], errors.loc[labels, labels]
+    )
 
 
 def test_exact_wasserstein_distances_are_those_of_the_latents(trained):
