@@ -1,10 +1,18 @@
 """Distances between means of few vectors: unbiased, with honest errors, against closed forms and brute force."""
 
+from itertools import combinations
+
 import numpy as np
 import pytest
 
 from scgde import uncertainty
-from scgde.uncertainty import corrected_distances, distance_and_error
+from scgde.uncertainty import (
+    adjust_p_values,
+    corrected_distances,
+    distance_and_error,
+    permutation_test,
+    spread_vectors,
+)
 
 
 def _replicates(rng, delta, root, n, runs):
@@ -61,7 +69,7 @@ def test_errors_are_the_spread_of_the_estimates_at_zero_and_far_away():
     rng = np.random.default_rng(2)
     root, n, runs = np.diag([1.5, 1, 1, 0.5, 0.5]), 20, 1500
     cov = 2 * root**2 / n
-    for delta, largest in ((0.0, 1.6), (0.4, 1.3), (3.0, 1.1)):
+    for delta, largest in ((0.0, 1.9), (0.4, 1.5), (3.0, 1.1)):
         squared, variance, _ = _replicates(rng, delta, root, n, runs)
         exact = 4 * delta**2 * cov[0, 0] + 2 * np.trace(cov @ cov)
         # a variance from 1,500 draws has an error of 4 %, more where tails are heavy
@@ -92,3 +100,90 @@ def test_error_of_a_distance():
     # two standard errors hold the roots of the ends of the interval of the squared distance
     assert (distance - 2 * error <= np.sqrt(np.maximum(q - 2, 0)) + 1e-12).all()
     assert (distance + 2 * error >= np.sqrt(np.maximum(q + 2, 0)) - 1e-12).all()
+
+
+@pytest.mark.parametrize("n_source", [2, 5])
+def test_p_value_is_that_of_all_splits(n_source):
+    rng = np.random.default_rng(4)
+    x = rng.normal(size=(7, 3))
+    in_source = np.arange(7) < n_source
+    splits = np.array([np.isin(np.arange(7), c) for c in combinations(range(7), n_source)])
+    gaps = np.array([np.square(x[s].mean(0) - x[~s].mean(0)).sum() for s in splits])
+    own = np.square(x[in_source].mean(0) - x[~in_source].mean(0)).sum()
+    statistic, p = permutation_test(x, in_source, rng, n_permutations=20_000)
+    # the observed split is one of the 21, and found as a tie in spite of rounding
+    assert p == pytest.approx((gaps >= own - 1e-12).mean(), abs=0.01)
+    assert statistic == pytest.approx(own / gaps.mean(), rel=1e-9)
+
+
+def test_blocks_are_permuted_within_and_compared_within():
+    rng = np.random.default_rng(5)
+    block = np.array([0, 0, 0, 0, 1, 1, 1, 1, 1, 2, 2])
+    in_source = np.array([1, 1, 1, 0, 1, 0, 0, 0, 0, 1, 1], dtype=bool)
+    # a large effect of blocks, whose mix differs between the groups, and a third block that tells nothing
+    x = rng.normal(size=(11, 2)) + 50.0 * block[:, None]
+    splits = [
+        np.isin(np.arange(11), [*first, 4 + second, 9, 10])
+        for first in combinations(range(4), 3)
+        for second in range(5)
+    ]
+    residual = x - np.stack([x[block == b].mean(0) for b in range(3)])[block]
+    gaps = np.array([np.square(residual[s].sum(0)).sum() for s in splits])
+    own = np.square(residual[in_source].sum(0)).sum()
+    statistic, p = permutation_test(x, in_source, rng, n_permutations=20_000, block=block)
+    assert p == pytest.approx((gaps >= own - 1e-12).mean(), abs=0.015)
+    assert statistic == pytest.approx(own / gaps.mean(), rel=1e-9)
+    assert np.isnan(permutation_test(x, block > 0, rng, block=block)).all()
+    assert np.isnan(permutation_test(np.ones((6, 2)), np.arange(6) < 3, rng)).all()
+
+
+def test_blocks_free_a_test_of_a_confounded_effect():
+    rng = np.random.default_rng(8)
+    block = np.repeat([0, 1], 40)
+    in_source = np.r_[np.arange(40) < 30, np.arange(40) < 10]
+    p = []
+    for _ in range(200):
+        x = rng.normal(size=(80, 4)) + 2.0 * block[:, None]
+        assert permutation_test(spread_vectors(x), in_source, rng, n_permutations=99)[1] <= 0.05
+        vectors = spread_vectors(x, block)
+        p.append(permutation_test(vectors, in_source, rng, n_permutations=99, block=block)[1])
+    assert 0.01 < np.mean(np.array(p) <= 0.05) < 0.1 and np.mean(p) == pytest.approx(0.5, abs=0.08)
+
+
+def test_size_and_power_at_equal_means():
+    rng = np.random.default_rng(6)
+    group = np.arange(60) < 30
+    found = {"null": [], "narrow": [], "narrow, plain": []}
+    for _ in range(300):
+        x = rng.standard_t(4, size=(60, 6)) * [2, 1, 1, 0.3, 0.3, 0.1]
+        found["null"].append(permutation_test(spread_vectors(x), group, rng, n_permutations=99)[1])
+        x[:30] *= 0.5
+        found["narrow"].append(permutation_test(spread_vectors(x), group, rng, n_permutations=99)[1])
+        found["narrow, plain"].append(permutation_test(x, group, rng, n_permutations=99)[1])
+    share = {name: np.mean(np.array(p) <= 0.05) for name, p in found.items()}
+    # 5 % of 300 has an error of 1.3 %
+    assert 0.01 < share["null"] < 0.09
+    assert share["narrow"] > 0.65 > 0.2 > share["narrow, plain"]
+
+
+def test_spread_vectors_balance_directions():
+    rng = np.random.default_rng(7)
+    x = rng.normal(size=(500, 3)) @ np.diag([4.0, 1.0, 0.0]) + 3.0
+    y = spread_vectors(x)
+    assert y.shape == (500, 4) and np.abs(y.mean(0)).max() < 1e-10
+    cov = np.cov(y[:, :3].T)
+    # the eigenvalues of the covariance become their roots, and a direction without spread stays without
+    np.testing.assert_allclose(np.linalg.eigvalsh(cov @ cov), np.linalg.eigvalsh(np.cov(x.T)), atol=1e-8)
+    assert y[:, 3].var(ddof=1) == pytest.approx(uncertainty.SPREAD_WEIGHT * np.linalg.norm(cov), rel=1e-9)
+    assert not spread_vectors(np.ones((4, 2))).any()
+    np.testing.assert_allclose(np.square(spread_vectors(x[::-1])), np.square(y[::-1]), atol=1e-8)
+
+
+def test_adjusted_p_values():
+    p = np.array([0.01, np.nan, 0.04, 0.03, 0.5])
+    np.testing.assert_allclose(adjust_p_values(p, "fdr_bh"), [0.04, np.nan, 0.16 / 3, 0.16 / 3, 0.5])
+    np.testing.assert_allclose(adjust_p_values(p, "bonferroni"), [0.04, np.nan, 0.16, 0.12, 1.0])
+    np.testing.assert_allclose(adjust_p_values(p, None), p)
+    assert np.isnan(adjust_p_values(np.array([np.nan]), "fdr_bh")).all()
+    with pytest.raises(ValueError, match="correction='bh'"):
+        adjust_p_values(p, "bh")

@@ -2,9 +2,9 @@
 
 from importlib.metadata import version
 
-from . import datasets, ot, pl
+from . import datasets, ot, pl, tl
 from .model import GDEModel
 
-__all__ = ["GDEModel", "datasets", "ot", "pl"]
+__all__ = ["GDEModel", "datasets", "ot", "pl", "tl"]
 
 __version__ = version("scgde")
