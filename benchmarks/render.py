@@ -72,6 +72,11 @@ TITLES = {
         "95 % intervals against the embedding of 100,000 cells of the law: mean and worst coordinate, and the embedding's "
         "bias in standard deviations at that n with and without the jackknife's correction. `standard_errors.py`",
     ),
+    "two_sample": (
+        "Two-sample tests",
+        "Share of pairs with p at most 0.05 (`null`: the two populations have one law), against permutation tests on the same latents. "
+        "`two_sample.py`",
+    ),
     "cell_phase": (
         "Passes over the cells",
         "Evidence bound of held-out cells (lower is better) by passes in training; `limit` is the package's own choice, and `run` what "

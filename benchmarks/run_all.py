@@ -13,6 +13,7 @@ RUNS = (
     ("generation",),
     ("generation", "--generator", "vae", "--name", "generation_vae"),
     ("standard_errors",),
+    ("two_sample",),
     ("retrieval",),
     ("generation", "--n-latent", "10", "--sets", "tapseq,norman", "--name", "generation_latent10"),
     ("retrieval", "--peers", "0", "--n-latent", "10", "--sets", "papalexi,tapseq", "--name", "retrieval_latent10"),
