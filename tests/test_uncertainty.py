@@ -121,7 +121,7 @@ def test_blocks_are_permuted_within_and_compared_within():
     block = np.array([0, 0, 0, 0, 1, 1, 1, 1, 1, 2, 2])
     in_source = np.array([1, 1, 1, 0, 1, 0, 0, 0, 0, 1, 1], dtype=bool)
     # a large effect of blocks, whose mix differs between the groups, and a third block that tells nothing
-    x = rng.normal(size=(11, 2)) + 50.0 * block[:, None]
+    x = rng.exponential(size=(11, 2)) ** 3 + 50.0 * block[:, None]
     splits = [
         np.isin(np.arange(11), [*first, 4 + second, 9, 10])
         for first in combinations(range(4), 3)

@@ -1,5 +1,7 @@
 """Tests between populations and ranking of genes, on cells that say what the answer is."""
 
+from itertools import combinations
+
 import anndata as ad
 import numpy as np
 import pandas as pd
@@ -32,6 +34,27 @@ def test_groups_of_one_population_are_found_as_often_as_they_should(trained, blo
     assert (p <= 0.05).mean() < 0.12 and 0.4 < p.mean() < 0.62
     assert (table["p_adjusted"] >= p - 1e-12).all() and (table["p_adjusted"] > 0.05).mean() > 0.95
     assert table["statistic"].mean() == pytest.approx(1, abs=0.2)
+
+
+def test_vectors_do_not_know_the_populations(trained):
+    # all 35 ways to split eight cells into two fours, each as a pair of populations of its own
+    splits = [(0, *c) for c in combinations(range(1, 8), 3)]
+    rows, labels = [], []
+    for i, first in enumerate(splits):
+        second = [k for k in range(8) if k not in first]
+        rows += [*first, *second]
+        labels += [f"a{i:02d}"] * 4 + [f"b{i:02d}"] * 4
+    largest = trained.adata.obs["population"].value_counts().idxmax()
+    cells = trained.adata[np.flatnonzero(trained.adata.obs["population"] == largest)[rows]].copy()
+    cells.obs["population"] = labels
+    cells.obs_names_make_unique()
+    pairs = [sorted({label for label in labels if label[0] == side}) for side in "ab"]
+    table = scgde.tl.test_populations(trained, *pairs, adata=cells, n_permutations=2000, seed=0)
+    # vectors are the same ones in every split: the splits are the permutation distribution itself
+    statistic = table["statistic"].to_numpy()
+    assert statistic.mean() == pytest.approx(1, rel=1e-4)
+    rank = (statistic[None, :] >= statistic[:, None] - 1e-6).mean(1)
+    np.testing.assert_allclose(table["p_value"], rank, atol=0.05)
 
 
 def test_populations_against_a_control(trained):
