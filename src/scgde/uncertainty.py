@@ -253,7 +253,7 @@ def _trace_estimates(centred: NDArray[np.float64]) -> tuple[float, float]:
     """Unbiased estimates of the traces of a covariance and of its square from centred vectors ``(n, w)``.
 
     The plug-in trace of the square is too large by about the squared trace over n. The correction is that of Himeno and
-    Yamada (2014, Journal of Multivariate Analysis 130, section 2), which holds for any law; it needs four vectors, and
+    Yamada (2014, Journal of Multivariate Analysis 130), which holds for any law; it needs four vectors, and
     fewer keep the plug-in.
     """
     n, width = centred.shape
