@@ -156,15 +156,15 @@ def run_cost(arguments) -> None:
         start = time.process_time()
         exact_pairs(groups, some)
         exact = (time.process_time() - start) / some.shape[1] * 2000 * 1999 / 2
-        rows.append({"d": d, "embed + distances, CPU s": ours, "exact OT, CPU s (scaled)": exact, "ratio": ours / exact})
+        rows.append(
+            {"d": d, "embed + distances, CPU s": ours, "exact OT, CPU s (scaled)": exact, "ratio": ours / exact}
+        )
     report("geometry_cost", pd.DataFrame(rows), arguments)
 
 
 PARTS = {"suites": run_suites, "small": run_small, "cost": run_cost}
 
 if __name__ == "__main__":
-    arguments = options(
-        __doc__, part="suites,small,cost", draws=20, pairs=300, truth=2000, encoders=",".join(ENCODERS)
-    )
+    arguments = options(__doc__, part="suites,small,cost", draws=20, pairs=300, truth=2000, encoders=",".join(ENCODERS))
     for part in arguments.part.split(","):
         PARTS[part](arguments)
