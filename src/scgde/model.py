@@ -82,6 +82,9 @@ class GDEModel(TrainingMixin, ModelFilesMixin, EmbeddingMixin, GenerationMixin, 
     geometry
         ``"isometric"`` ties distances between embeddings to Wasserstein distances; ``"emergent"`` leaves them to the
         generator's loss, as the paper does.
+    skeleton
+        Whether mean and spread of a population are read off its embedding in closed form, so that the generator has only
+        its shape to learn. Without, the generator learns all of it, as in the paper; for comparison.
     dispersion
         ``"gene"`` or ``"gene-batch"``.
     expression_weight
@@ -112,6 +115,7 @@ class GDEModel(TrainingMixin, ModelFilesMixin, EmbeddingMixin, GenerationMixin, 
         generator: str = "flow",
         gene_likelihood: str | None = None,
         geometry: Literal["isometric", "emergent"] = "isometric",
+        skeleton: bool = True,
         dispersion: Literal["gene", "gene-batch"] = "gene",
         expression_weight: float = 0.5,
     ) -> None:
@@ -157,6 +161,7 @@ class GDEModel(TrainingMixin, ModelFilesMixin, EmbeddingMixin, GenerationMixin, 
             "geometry": geometry,
             "dispersion": dispersion,
             "expression_weight": expression_weight,
+            "skeleton": bool(skeleton),
         }
         self.module = self._build_module(settings.seed)
         self._model_summary_string = (
@@ -231,6 +236,7 @@ class GDEModel(TrainingMixin, ModelFilesMixin, EmbeddingMixin, GenerationMixin, 
                 encoder=o["encoder"],
                 generator=o["generator"],
                 geometry=o["geometry"],
+                skeleton=o["skeleton"],
             )
 
     # ------------------------------------------------------------------ setup

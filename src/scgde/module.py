@@ -38,6 +38,8 @@ class GDEModule(BaseModuleClass):
         Names in :data:`scgde.encoders.ENCODERS` and :data:`scgde.generators.GENERATORS`.
     geometry
         ``"isometric"`` or ``"emergent"``.
+    skeleton
+        Whether generators work in the frame of each population, and not in one that all share.
     isometry_weight, generator_weight
         Weights of the terms of the population phase.
     """
@@ -51,6 +53,7 @@ class GDEModule(BaseModuleClass):
         encoder: str = "residual",
         generator: str = "flow",
         geometry: str = "isometric",
+        skeleton: bool = True,
         isometry_weight: float = 1.0,
         generator_weight: float = 1.0,
     ) -> None:
@@ -60,6 +63,7 @@ class GDEModule(BaseModuleClass):
         self.skeleton = AffineSkeleton(observation.n_latent, n_embedding)
         self.generator = GENERATORS[generator](observation.n_latent, n_embedding, n_hidden)
         self.geometry = geometry
+        self.has_skeleton = skeleton
         self.isometry_weight = isometry_weight
         self.generator_weight = generator_weight
         # moments of the training populations: targets of the population phase, not part of the model
@@ -144,8 +148,11 @@ class GDEModule(BaseModuleClass):
         extra = torch.diag_embed(segment_mean(sd.square(), codes, k))
         cov = self.embedding_moments.cov + extra
         self.frame_moments = PopulationMoments(raw.n, raw.mean, cov)
+        if not self.has_skeleton:
+            self.frame_moments = _shared_frame(mean[rows], sd[rows], k)
         z = self.set_encoder(mean[rows], dense, n_sets=len(labels))
-        self.skeleton.fit(z, moment_vector(self.frame_moments.select(labels)), self.set_encoder.inverse())
+        inverse = self.set_encoder.inverse() if self.has_skeleton else None
+        self.skeleton.fit(z, moment_vector(self.frame_moments.select(labels)), inverse)
 
     def population_loss(self, batch: dict[str, Tensor], generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """Loss of the population phase on K ragged sets.
@@ -163,8 +170,9 @@ class GDEModule(BaseModuleClass):
         z = self.set_encoder(mean[encoded], segment[encoded], n_sets=k)
 
         target = self.frame_moments.mixtures(sources, weights)
-        vector = moment_vector(target)
-        moments = self.skeleton.loss(z if self.geometry == "emergent" else z.detach(), vector)
+        moments = z.new_zeros(())
+        if self.has_skeleton:
+            moments = self.skeleton.loss(z if self.geometry == "emergent" else z.detach(), moment_vector(target))
 
         rows = torch.ones_like(segment, dtype=torch.bool) if scored is None else scored
         noise = torch.randn(mean.shape, generator=generator, dtype=mean.dtype, device=mean.device)
@@ -257,6 +265,18 @@ class GDEModule(BaseModuleClass):
         y = torch.einsum("nij,nj->ni", inverse[codes], u - mean[codes])
         condition = self.skeleton.condition(z)[codes]
         return self.generator.log_prob(y, condition, n_samples=n_samples, generator=generator) - log_det[codes]
+
+
+def _shared_frame(mean: Tensor, sd: Tensor, n_populations: int) -> PopulationMoments:
+    """Moments of all cells together, as those of every population."""
+    everything = PopulationMoments.from_cells(mean, torch.zeros(len(mean), dtype=torch.long, device=mean.device), 1)
+    cov = everything.cov + torch.diag(sd.square().mean(0))
+    return PopulationMoments(
+        # so many that no correction for the number of cells applies
+        everything.n.new_full((n_populations,), 1e9),
+        everything.mean.expand(n_populations, -1),
+        cov.expand(n_populations, -1, -1),
+    )
 
 
 def into_frame(u: Tensor, moments: PopulationMoments, codes: Tensor) -> Tensor:

@@ -184,20 +184,16 @@ def entropic_map(start: Tensor, x: Tensor, w: Tensor, blur: float, n_iterations:
     scale = torch.einsum("kn,knd->k", w, x.square()) / x.shape[2]
     temperature = (2 * blur * scale).clamp_min(1e-12)[:, None, None]
     cost = torch.cdist(start, x, compute_mode="donot_use_mm_for_euclid_dist").square()
-    kernel = -cost / temperature
-    g = torch.zeros_like(w)[:, None, :]
-
-    def rows(g: Tensor, kernel: Tensor, w: Tensor) -> Tensor:
-        """Potentials of the reference: weights multiply, so that they have a derivative at zero."""
-        score = kernel + g
-        top = score.detach().masked_fill(w[:, None, :] <= 0, -torch.inf).amax(2, keepdim=True)
-        mass = ((score - top).clamp_max(50.0).exp() * w[:, None, :]).sum(2, keepdim=True)
-        return -(top + mass.clamp_min(1e-300).log())
-
+    # The plan is sought as a scaling of rows and columns of a kernel. A point far from all of the reference would have a
+    # column of zeros; subtracting each column's least cost is a scaling too.
+    kernel = (-(cost - cost.amin(1, keepdim=True)) / temperature).exp()
+    column = torch.ones_like(w)
     for _ in range(n_iterations):
-        g = -torch.logsumexp(kernel + rows(g, kernel, w), dim=1, keepdim=True)
-    plan = (kernel + g + rows(g, kernel, w)).clamp_max(50.0).exp() * w[:, None, :]
-    return plan @ x
+        row = (kernel @ (w * column)[:, :, None]).clamp_min(1e-300).reciprocal()
+        column = (kernel.mT @ row)[:, :, 0].clamp_min(1e-300).reciprocal() * kernel.shape[1]
+    mass = w * column
+    row = (kernel @ mass[:, :, None]).clamp_min(1e-300).reciprocal()
+    return row * (kernel @ (mass[:, :, None] * x))
 
 
 def _halves(segment: Tensor, set_size: int) -> list[tuple[Tensor, int]] | None:
