@@ -1,0 +1,211 @@
+"""What comes back from an embedding: populations in five dimensions, and paths between populations.
+
+``--part gaussians``: the paper's prior (mean U(0, 5)^5, inverse Wishart covariance, scale 1 and 0.1), every set encoder with
+the flow and every generator with the residual encoder, with and without the skeleton; 10,000 points in and out, true W2.
+``--part mixtures``: five-dimensional mixtures of three, 10,000 points, squared mixture W2 after a fit started at the truth.
+``--part geodesics``: the line between two embeddings against McCann's geodesic of Gaussians, and against exact transport
+for mixtures.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import torch
+from _common import options, report
+from _suites import Mixture, as_adata, draw_laws, draw_points, draw_wishart, fit_model
+from scipy.stats import invwishart
+
+from scgde import ot
+from scgde.encoders import ENCODERS
+from scgde.generators import GENERATORS
+
+D, N_POINTS, N_TEST = 5, 10_000, 100
+
+
+def generate(model, x: np.ndarray, codes: np.ndarray, n: int, seed: int) -> list[np.ndarray]:
+    """``n`` points of each new population from its embedding."""
+    z = model.get_population_embedding(as_adata(x, codes, "t")).sort_index()
+    cells = model.sample(z, n, seed=seed)
+    return np.split(np.asarray(cells.X, dtype=np.float64), len(z))
+
+
+def moment_errors(clouds: list[np.ndarray], laws: list[Mixture]) -> dict[str, float]:
+    """Mean over laws of the true W2 between the moments of a cloud and its law, and of its two parts."""
+    mean, cov = (np.stack(v) for v in zip(*(law.moments() for law in laws), strict=True))
+    own = np.stack([c.mean(0) for c in clouds]), np.stack([np.cov(c.T) for c in clouds])
+    shift, spread = np.linalg.norm(own[0] - mean, axis=1), ot.bures(own[1], cov)
+    return {"W2": np.hypot(shift, spread).mean(), "mean part": shift.mean(), "Bures part": spread.mean()}
+
+
+def pairs_of_parts() -> list[tuple[str, str, bool]]:
+    """Encoder, generator and whether there is a skeleton."""
+    chosen = [(encoder, "flow", True) for encoder in ENCODERS]
+    chosen += [("residual", generator, True) for generator in GENERATORS if generator != "flow"]
+    return chosen + [(encoder, generator, False) for encoder, generator, _ in chosen]
+
+
+def run_gaussians(arguments) -> None:
+    rows = []
+    for scale in (1.0, 0.1):
+        for seed in range(arguments.seeds):
+            rng = np.random.default_rng([seed, int(10 * scale)])
+            laws = [draw_wishart(D, rng, scale) for _ in range(N_TEST)]
+            x, codes = draw_points(laws, N_POINTS, rng)
+            train = draw_points([draw_wishart(D, rng, scale) for _ in range(arguments.populations)], 128, rng)
+            given = np.split(x, N_TEST)
+
+            def add(method: str, clouds: list[np.ndarray], skeleton, seconds: float = 0.0) -> None:
+                rows.append(
+                    {"scale": scale, "seed": seed, "method": method, "skeleton": skeleton, "CPU s": seconds}  # noqa: B023
+                    | moment_errors(clouds, laws)  # noqa: B023
+                )
+
+            add("floor: another draw of the law", [law.sample(N_POINTS, rng) for law in laws], "")
+            average = ot.sqrtm_psd(np.mean([np.cov(c.T) for c in given], axis=0))
+            add("trivial: own mean, average covariance",
+                [c.mean(0) + rng.normal(size=c.shape) @ average for c in given], "")  # fmt: skip
+            for encoder, generator, skeleton in pairs_of_parts():
+                if arguments.only and f"{encoder}+{generator}" not in arguments.only.split(","):
+                    continue
+                model = fit_model(
+                    *train, seed, epochs=arguments.epochs, encoder=encoder, generator=generator, skeleton=skeleton
+                )
+                # attention is quadratic in the number of points
+                subset = slice(None) if encoder != "attention" else np.arange(len(x)) % N_POINTS < 1000
+                clouds = generate(model, x[subset], codes[subset], N_POINTS, seed)
+                add(f"{encoder} + {generator}", clouds, "yes" if skeleton else "no", model.cpu_seconds)
+                print(rows[-1], flush=True)
+    table = pd.DataFrame(rows)
+    columns = ["W2", "mean part", "Bures part", "CPU s"]
+    summary = table.groupby(["scale", "method", "skeleton"], sort=False)[columns].mean().reset_index()
+    trivial = summary[summary.method.str.startswith("trivial")].set_index("scale")["W2"]
+    summary["worse than trivial"] = np.where(summary.W2 > summary.scale.map(trivial), "worse", "")
+    report("reconstruction_gaussians", summary, arguments)
+
+
+def draw_wide_mixture(rng: np.random.Generator) -> Mixture:
+    """The paper's test mixtures: weights Dirichlet(1, 1, 1), means U(0, 5)^5, covariances inverse Wishart(10, I)."""
+    covs = np.stack([invwishart(df=10, scale=np.eye(D)).rvs(random_state=rng) for _ in range(3)])
+    return Mixture(rng.dirichlet(np.ones(3)), rng.uniform(0, 5, (3, D)), covs)
+
+
+def run_mixtures(arguments) -> None:
+    rows = []
+    for seed in range(arguments.seeds):
+        rng = np.random.default_rng([seed, 33])
+        laws = [draw_wide_mixture(rng) for _ in range(N_TEST)]
+        x, codes = draw_points(laws, N_POINTS, rng)
+        train = draw_points([draw_wide_mixture(rng) for _ in range(arguments.populations)], 128, rng)
+
+        def score(clouds: list[np.ndarray], laws=laws) -> float:
+            squared = []
+            for cloud, law in zip(clouds, laws, strict=True):
+                fit = ot.fit_gaussian_mixture(
+                    cloud, 3, means_init=law.means, weights_init=law.weights, covs_init=law.covs
+                )
+                squared.append(ot.mixture_wasserstein(*fit, law.weights, law.means, law.covs, squared=True))
+            return float(np.mean(squared))
+
+        rows.append(
+            {
+                "seed": seed,
+                "method": "floor: another draw",
+                "MW2 squared": score([law.sample(N_POINTS, rng) for law in laws]),
+            }
+        )
+        own = [rng.multivariate_normal(c.mean(0), np.cov(c.T), N_POINTS) for c in np.split(x, N_TEST)]
+        rows.append({"seed": seed, "method": "own moments, normal", "MW2 squared": score(own)})
+        for encoder in ("residual", "transport"):
+            model = fit_model(*train, seed, epochs=arguments.epochs, encoder=encoder, n_hidden=arguments.hidden)
+            clouds = generate(model, x, codes, N_POINTS, seed)
+            rows.append(
+                {"seed": seed, "method": f"{encoder} + flow", "MW2 squared": score(clouds), "CPU s": model.cpu_seconds}
+            )
+            print(rows[-1], flush=True)
+    table = pd.DataFrame(rows).groupby("method", sort=False)[["MW2 squared", "CPU s"]].mean().reset_index()
+    report("reconstruction_mixtures", table, arguments)
+
+
+def decoded_moments(model, z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and covariance of decoded cells as the skeleton gives them, in the units of the points."""
+    observation = model.module.observation
+    with torch.no_grad():
+        mean, root = model.module.skeleton(torch.from_numpy(z.astype(np.float32)))
+        root = root * observation.scale
+        mean = mean * observation.scale + observation.centre
+    return mean.double().numpy(), (root @ root.mT).double().numpy()
+
+
+def gaussian_path_errors(model, laws: list[Mixture], x, codes, rng: np.random.Generator) -> dict:
+    """Errors along paths between 200 pairs, as shares of the endpoints' distance: of the line between embeddings decoded by
+    the skeleton, and of a straight line in mean and root covariance of the law."""
+    z = model.get_population_embedding(as_adata(x, codes, "t")).sort_index().to_numpy()
+    i, j = rng.choice(len(laws), (2, 400))
+    i, j = i[i != j][:200], j[i != j][:200]
+    mean, cov = (np.stack(v) for v in zip(*(law.moments() for law in laws), strict=True))
+    root, length = ot.sqrtm_psd(cov), ot.gaussian_wasserstein(mean[i], cov[i], mean[j], cov[j])
+    errors: dict[str, list] = {"scgde": [], "line in moments": []}
+    for t in (0.25, 0.5, 0.75):
+        truth = ot.gaussian_geodesic(mean[i], cov[i], mean[j], cov[j], t)
+        ours = decoded_moments(model, (1 - t) * z[i] + t * z[j])
+        middle = (1 - t) * root[i] + t * root[j]
+        straight = (1 - t) * mean[i] + t * mean[j], middle @ middle
+        for name, law in (("scgde", ours), ("line in moments", straight)):
+            errors[name].append(ot.gaussian_wasserstein(*law, *truth) / length)
+    out = {}
+    for name, values in errors.items():
+        out[f"{name}, median"], out[f"{name}, 95th"] = np.percentile(np.concatenate(values), [50, 95])
+    return out
+
+
+def mixture_midpoint_ratio(model, method: str, labels: list[str], laws, adata, pairs, rng, seed: int) -> float:
+    """W2 of a path's midpoint to an exact-transport midpoint, over that of two independent such midpoints."""
+    n, ratios, floors = 1000, [], []
+    for a, b in pairs:
+        midpoints = [
+            ot.displacement_interpolation(laws[a].sample(n, rng), laws[b].sample(n, rng), 0.5) for _ in range(2)
+        ]
+        path = model.interpolate(labels[a], labels[b], n_steps=3, n_cells=n, method=method, adata=adata, seed=seed)
+        middle = np.asarray(path[path.obs["gde_t"] == 0.5].X, dtype=np.float64)
+        ratios.append(np.mean([ot.wasserstein(middle, m) for m in midpoints]))
+        floors.append(ot.wasserstein(*midpoints))
+    return float(np.mean(ratios) / np.mean(floors))
+
+
+def run_geodesics(arguments) -> None:
+    rows = []
+    for d, centred in ((2, False), (2, True), (10, False), (10, True)):
+        for seed in range(arguments.seeds):
+            rng = np.random.default_rng([seed, d, 5])
+            train = draw_points(draw_laws("gaussians", d, 256, rng, centred=centred), 128, rng)
+            model = fit_model(*train, seed, epochs=arguments.epochs)
+            laws = draw_laws("gaussians", d, 40, rng, centred=centred)
+            x, codes = draw_points(laws, N_POINTS, rng)
+            rows.append({"d": d, "centred": centred, "seed": seed} | gaussian_path_errors(model, laws, x, codes, rng))
+    table = pd.DataFrame(rows).groupby(["d", "centred"], sort=False).mean().drop(columns="seed").reset_index()
+    report("reconstruction_geodesics", table, arguments)
+
+    rows = []
+    for seed in range(arguments.seeds):
+        rng = np.random.default_rng([seed, 2, 6])
+        train = draw_points(draw_laws("mixtures", 2, arguments.populations, rng), 128, rng)
+        laws = draw_laws("mixtures", 2, 20, rng)
+        adata = as_adata(*draw_points(laws, 1000, rng), "t")
+        labels = sorted(adata.obs["population"].unique())
+        pairs = [(k, k + 1) for k in range(0, 20, 2)]
+        for encoder in ("residual", "transport"):
+            model = fit_model(*train, seed, epochs=arguments.epochs, encoder=encoder)
+            for method in ("latent", "displacement"):
+                ratio = mixture_midpoint_ratio(model, method, labels, laws, adata, pairs, rng, seed)
+                rows.append({"seed": seed, "encoder": encoder, "method": method, "ratio": ratio})
+                print(rows[-1], flush=True)
+    table = pd.DataFrame(rows).groupby(["encoder", "method"], sort=False)["ratio"].mean().reset_index()
+    report("reconstruction_midpoints", table, arguments)
+
+
+if __name__ == "__main__":
+    arguments = options(__doc__, part="gaussians,mixtures,geodesics", populations=2000, hidden=128, only="")
+    parts = {"gaussians": run_gaussians, "mixtures": run_mixtures, "geodesics": run_geodesics}
+    for part in arguments.part.split(","):
+        parts[part](arguments)
