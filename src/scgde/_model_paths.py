@@ -138,8 +138,9 @@ class PathsMixin(DecodingMixin):
         """Move given cells from one population to another.
 
         A cell's latent goes back through the source's flow to noise and forward through the target's, which keeps what is
-        particular about it and changes what tells the populations apart. The flows are trained with noise matched to cells by
-        optimal transport, and noise is rotated between them so that the map between Gaussian populations is the optimal one.
+        particular about it and changes what tells the populations apart. (``generator="flow"`` or ``"diffusion"``; of
+        the two only the flow is trained with noise matched to cells by optimal transport.) Noise is rotated between them so that the map between Gaussian populations is the optimal
+        one.
 
         The latent is drawn from the cell's posterior: generators learn the law of such draws, and posterior means,
         which spread less, would arrive as too narrow a population.
@@ -180,7 +181,7 @@ class PathsMixin(DecodingMixin):
         if not self.module.generator.can_invert:
             message = (
                 f"{type(self.module.generator).__name__} cannot be run backwards, so that cells cannot be transported; "
-                "train a model with generator='flow', or use interpolate()."
+                "train a model with generator='flow' or 'diffusion', or use interpolate()."
             )
             raise TypeError(message)
         rng, generator = self._randomness(seed)

@@ -281,7 +281,7 @@ def test_transport_refuses_what_it_cannot_do(trained, labels, make_cells, quick_
     with pytest.warns(UserWarning, match="later"), pytest.raises(ValueError, match="Pass batch= one of"):
         trained.transport(strange, labels[0], labels[1])
     vae = quick_model(make_cells(4), None, {"max_epochs": 2}, generator="vae")
-    with pytest.raises(TypeError, match="train a model with generator='flow'"):
+    with pytest.raises(TypeError, match="train a model with generator='flow' or 'diffusion'"):
         vae.transport(vae.adata, *list(vae.populations_["labels"])[:2])
     assert vae.interpolate(*list(vae.populations_["labels"])[:2], n_steps=2, n_cells=2).n_obs == 4
 
