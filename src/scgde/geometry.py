@@ -84,8 +84,8 @@ class ExactTargets:
 def isometry_loss(z: Tensor, moments: PopulationMoments, exact: tuple[Tensor, Tensor] | None = None) -> Tensor:
     """Squared error of embedding distances against W2, relative to the mean squared W2.
 
-    The target is the closed form of normal laws on each population's *whole* (shrunk) moments, while ``z`` comes from a
-    minibatch of its cells, and it is detached: the latent cannot shrink to please it.
+    The target is the closed form of normal laws on each population's *whole* moments, freed of the noise that sampling adds
+    to them, while ``z`` comes from a minibatch of its cells. It is detached: the latent cannot shrink to please it.
 
     Parameters
     ----------
@@ -105,7 +105,9 @@ def isometry_loss(z: Tensor, moments: PopulationMoments, exact: tuple[Tensor, Te
         return z.sum() * 0.0
     i, j = torch.triu_indices(k, k, offset=1, device=z.device)
     with torch.no_grad():
-        target = pairwise_gaussian_wasserstein(moments.mean, moments.cov)[i, j]
+        noise = moments.distance_noise()
+        squared = pairwise_gaussian_wasserstein(moments.mean, moments.cov)[i, j].square() - noise[i] - noise[j]
+        target = squared.clamp_min(0).sqrt()
         if exact is not None:
             target = torch.where(exact[1][i, j], exact[0][i, j].sqrt(), target)
     # the square root has no gradient at zero, where two mixtures of the same cells may meet

@@ -141,12 +141,12 @@ class GDEModule(BaseModuleClass):
         training = raw.select(labels)
         self.set_encoder.fit(mean[rows], dense, training, set_size)
         pooled, coefficient = training.pooled_covariance(), training.shrinkage()
-        self.embedding_moments = raw.shrunk(coefficient, pooled)
+        self.embedding_moments = raw
         if self.geometry == "isometric" and self.set_encoder.wants_exact_targets:
             self.exact_targets = ExactTargets.from_cells(mean[rows], codes[rows], k)
         # cells are generated from their posterior, which is wider than its mean: law of total variance
         extra = torch.diag_embed(segment_mean(sd.square(), codes, k))
-        cov = self.embedding_moments.cov + extra
+        cov = raw.shrunk(coefficient, pooled).cov + extra
         self.frame_moments = PopulationMoments(raw.n, raw.mean, cov)
         if not self.has_skeleton:
             self.frame_moments = _shared_frame(mean[rows], sd[rows], k)

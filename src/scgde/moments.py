@@ -81,6 +81,17 @@ class PopulationMoments:
         noise = (scale / (self.n[used].clamp_max(set_size) - 1).clamp_min(1)).mean()
         return float((noise / (signal + noise).clamp_min(1e-12)).clamp(1e-3, 1.0))
 
+    def distance_noise(self) -> Tensor:
+        r"""What sampling adds on average to the squared distance of each population to any other, ``(K,)``.
+
+        For normal cells the mean adds :math:`\mathrm{tr}(\Sigma)/n`, and the root of the covariance about
+        :math:`(d + 1)/4` times as much (its differential where variances are alike). Populations of one cell, whose spread
+        is not known, have that of the pooled covariance.
+        """
+        d = self.mean.shape[1]
+        trace = torch.where(self.n > 1, self.cov.diagonal(dim1=1, dim2=2).sum(1), self.pooled_covariance().trace())
+        return trace * (1 + (d + 1) / 4) / self.n.clamp_min(1)
+
     def shrunk(self, coefficient: float, target: Tensor) -> PopulationMoments:
         """The same moments with covariances moved towards ``target``, wholly so for populations of one cell."""
         c = torch.where(self.n > 1, coefficient, 1.0)[:, None, None]

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from scgde._networks import mlp
 from scgde._segments import count_segments, normalised_weights, pad_sets
+from scgde.encoders._axes import ReliableAxes, halves, principal_axes
 from scgde.encoders.base import SetEncoder
-from scgde.encoders.residual import principal_axes
 from scgde.moments import moment_size, to_vector
 from scgde.ot import sqrtm_psd
 
@@ -142,37 +142,32 @@ class TransportEncoder(SetEncoder):
     @torch.no_grad()
     def fit(self, u: Tensor, segment: Tensor, moments: PopulationMoments, set_size: int) -> None:
         self.reference_root.copy_(sqrtm_psd(moments.pooled_covariance().double()))
-        halves = _halves(segment, set_size)
-        n_sets = moments.mean.shape[0]
-        if halves is None:  # no population can be split
-            self.centre.copy_(self.parts(u, segment, None, n_sets).mean(0))
+        split = halves(segment, set_size)
+        if split is None:  # no population can be split
+            self.centre.copy_(self.parts(u, segment, None, moments.mean.shape[0]).mean(0))
             return
-        a, b = (
-            self.parts(u[rows], torch.unique(segment[rows], return_inverse=True)[1], None, kept).double()
-            for rows, kept in halves
+        (a, b), ratio = (
+            [self.parts(u[rows], *_renumbered(segment[rows])).double() for rows in split[0]],
+            split[1],
         )
         centre = (a + b).mean(0) / 2
         a, b = a - centre, b - centre
-        d, m = self.n_latent, self.n_moments
-        axes = torch.zeros(self.axes.shape, dtype=torch.float64, device=u.device)
-        column = 0
-        for start, stop in ((0, d), (d, m), (m, len(centre))):
-            both = torch.cat([a[:, start:stop], b[:, start:stop]])
-            width = stop - start if start < m else self.axes.shape[1] - m
-            basis = torch.linalg.svd(both, full_matrices=stop <= m)[2][:width].T
-            axes[start:stop, column : column + basis.shape[1]] = basis
-            column += width
-        a, b = a @ axes, b @ axes
-        total = (a.square() + b.square()).mean(0) / 2
-        reliability = (a * b).mean(0) / total.clamp_min(1e-12)
-        gain = reliability.clamp(0.0, 1.0).sqrt()
+        d, m, q = self.n_latent, self.n_moments, len(self.gain)
+        axes = ReliableAxes.fit(a, b, [(0, d, d), (d, m, m - d), (m, len(centre), q - m)], ratio)
+        scaled = torch.cat([a, b]) @ axes.basis * axes.gain
+        spread = scaled.square().mean(0).sqrt()
         self.centre.copy_(centre)
-        self.axes.copy_(axes)
-        self.gain.copy_(gain)
-        self.spread.copy_((total.sqrt() * gain).clamp_min(1e-3 * total.sqrt().max().clamp_min(1e-6)))
-        scaled = torch.cat([a, b]) * gain
+        self.axes.copy_(axes.basis)
+        self.gain.copy_(axes.gain)
+        self.spread.copy_(spread.clamp_min(1e-3 * spread.max().clamp_min(1e-6)))
         self.projection.copy_(principal_axes(scaled, d, self.n_embedding))
         self.scale.copy_((scaled @ self.projection.double()).square().sum(1).mean().sqrt().clamp_min(1e-6))
+
+
+def _renumbered(segment: Tensor) -> tuple[Tensor, None, int]:
+    """Codes of the sets that are there, no weights, and the number of sets: arguments of :meth:`TransportEncoder.parts`."""
+    present, codes = torch.unique(segment, return_inverse=True)
+    return codes, None, len(present)
 
 
 def entropic_map(start: Tensor, x: Tensor, w: Tensor, blur: float, n_iterations: int = 12) -> Tensor:
@@ -194,18 +189,3 @@ def entropic_map(start: Tensor, x: Tensor, w: Tensor, blur: float, n_iterations:
     mass = w * column
     row = (kernel @ mass[:, :, None]).clamp_min(1e-300).reciprocal()
     return row * (kernel @ (mass[:, :, None] * x))
-
-
-def _halves(segment: Tensor, set_size: int) -> list[tuple[Tensor, int]] | None:
-    """Rows of two disjoint halves of at most ``set_size`` cells of every set of four cells or more, and their number."""
-    order = torch.argsort(torch.rand(len(segment), generator=torch.Generator().manual_seed(0)).to(segment.device))
-    order = order[torch.argsort(segment[order], stable=True)]
-    codes = segment[order]
-    sizes = torch.bincount(codes)
-    rank = torch.arange(len(codes), device=codes.device) - (torch.cumsum(sizes, 0) - sizes)[codes]
-    half = (sizes // 2).clamp_max(set_size)[codes]
-    large = (sizes >= 4)[codes]
-    kept = int((sizes >= 4).sum())
-    if kept < 2:
-        return None
-    return [(order[large & (rank < half)], kept), (order[large & (rank >= half) & (rank < 2 * half)], kept)]

@@ -1,0 +1,102 @@
+"""Axes of vectors of populations, scaled by how far two halves of a population agree on them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+PRIOR_POPULATIONS = 10
+"""Weight, in populations, of a block's reliability in that of each of its axes."""
+
+
+@dataclass(frozen=True)
+class ReliableAxes:
+    """Principal axes of blocks of coordinates, and a gain for each.
+
+    Attributes
+    ----------
+    basis
+        Orthonormal axes, ``(m, q)``, each within one block.
+    gain
+        Square roots of reliabilities, ``(q,)``.
+    """
+
+    basis: Tensor
+    gain: Tensor
+
+    @classmethod
+    def fit(cls, a: Tensor, b: Tensor, blocks: list[tuple[int, int, int]], size_ratio: float = 1.0) -> ReliableAxes:
+        r"""Axes from vectors of disjoint halves of the same populations.
+
+        The reliability of an axis is the share of its variance between populations that is not sampling noise. Scaled by
+        its square root, an axis contributes to the squared distance of two populations as much on average as their
+        noiseless vectors would: noise then makes up for what the scaling takes away. (Scaled by the reliability itself, as
+        a posterior mean is, distances come out too short, and least so between populations of large spread and thus
+        large noise.) Shrinking covariances in place of their roots does worse than doing nothing.
+
+        Parameters
+        ----------
+        a, b
+            Vectors of the halves, ``(K, m)`` each, about their common mean.
+        blocks
+            First and last coordinate (exclusive) of each block, and its number of axes.
+        size_ratio
+            Cells of the sets that will be embedded over those of the halves: noise falls with their number.
+        """
+        basis = torch.zeros((a.shape[1], sum(n for _, _, n in blocks)), dtype=a.dtype, device=a.device)
+        gains, column = [], 0
+        for start, stop, n_axes in blocks:
+            x, y = a[:, start:stop], b[:, start:stop]
+            axes = torch.linalg.svd(torch.cat([x, y]), full_matrices=len(x) * 2 < n_axes)[2][:n_axes].T
+            basis[start:stop, column : column + n_axes] = axes
+            column += n_axes
+            x, y = x @ axes, y @ axes
+            signal, total = (x * y).mean(0), (x.square() + y.square()).mean(0) / 2
+            block = signal.sum() / total.sum().clamp_min(1e-12)
+            weight = len(x) / (len(x) + PRIOR_POPULATIONS)
+            own = signal / total.clamp_min(1e-12 * total.sum().clamp_min(1e-12))
+            share = (weight * own + (1 - weight) * block).clamp(0.0, 1.0)
+            gains.append((share / (share + (1 - share) / size_ratio)).sqrt())
+        return cls(basis, torch.cat(gains))
+
+
+def halves(segment: Tensor, set_size: int) -> tuple[list[Tensor], float] | None:
+    """Rows of two disjoint halves, of at most ``set_size`` cells, of every set of four cells or more.
+
+    Returns
+    -------
+    The rows of each half, sets in the order of their codes, and the mean size of the sets that will be embedded (at most
+    ``set_size`` cells) over that of the halves. None with fewer than two sets to split.
+    """
+    order = torch.argsort(torch.rand(len(segment), generator=torch.Generator().manual_seed(0)).to(segment.device))
+    order = order[torch.argsort(segment[order], stable=True)]
+    codes = segment[order]
+    sizes = torch.bincount(codes)
+    rank = torch.arange(len(codes), device=codes.device) - (torch.cumsum(sizes, 0) - sizes)[codes]
+    half = (sizes // 2).clamp_max(set_size)
+    large = sizes >= 4
+    if int(large.sum()) < 2:
+        return None
+    ratio = float(sizes[large].clamp_max(set_size).double().mean() / half[large].double().mean())
+    used, half = large[codes], half[codes]
+    return [order[used & (rank < half)], order[used & (rank >= half) & (rank < 2 * half)]], ratio
+
+
+def principal_axes(centred: Tensor, n_first: int, n_axes: int) -> Tensor:
+    """Orthonormal axes of greatest spread, ``(m, n_axes)``, zero-padded beyond ``m``.
+
+    With few populations most axes have no spread. A small isotropic term then decides, larger on the first ``n_first``
+    coordinates (the mean), so that the mean is always represented in full and new populations are told apart by it.
+    """
+    m = centred.shape[1]
+    cov = centred.T @ centred / max(centred.shape[0] - 1, 1)
+    jitter = torch.full((m,), 1e-6, dtype=cov.dtype, device=cov.device)
+    jitter[:n_first] = 1e-3
+    _, axes = torch.linalg.eigh(cov + torch.diag(jitter) * cov.trace().clamp_min(1e-12) / m)
+    axes = axes.flip(1)[:, :n_axes]
+    return torch.nn.functional.pad(axes, (0, n_axes - axes.shape[1]))
