@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from scgde._segments import segment_mean
-from scgde.geometry import isometry_loss
+from scgde.geometry import held_out_sets, isometry_loss
 from scgde.module import into_frame
 from scgde.moments import PopulationMoments, from_vector, moment_size, moment_vector, to_vector
 from scgde.ot import gaussian_wasserstein, pairwise_gaussian_wasserstein, sqrtm_psd
@@ -177,12 +177,50 @@ def test_cells_in_their_own_frame_are_centred_and_white():
 
 def test_isometry_loss_is_zero_for_isometric_embeddings_and_ignores_units():
     moments = gaussians(8, 30)
-    points = PopulationMoments(moments.n, moments.mean, torch.eye(3).double().expand(8, 3, 3))
+    many = torch.full_like(moments.n, 1e15)  # so many cells that there is no noise to take off
+    points = PopulationMoments(many, moments.mean, torch.eye(3).double().expand(8, 3, 3))
     assert float(isometry_loss(points.mean, points)) < 1e-10
     loss = float(isometry_loss(2 * points.mean, points))
     assert loss == pytest.approx(1, rel=1e-6), "twice the distances: as large an error as the distances themselves"
     scaled = PopulationMoments(points.n, 7 * points.mean, 49 * points.cov)
     assert float(isometry_loss(14 * points.mean, scaled)) == pytest.approx(loss, rel=1e-6)
+
+
+@pytest.mark.parametrize(("d", "n"), [(2, 40), (5, 60)])
+def test_distance_noise_is_what_two_samples_of_one_law_are_apart(d, n):
+    noise = torch.Generator().manual_seed(0)
+    u, segment = torch.randn(200 * n, d, generator=noise, dtype=torch.float64), torch.arange(200).repeat_interleave(n)
+    moments = PopulationMoments.from_cells(u, segment, 200)
+    apart = pairwise_gaussian_wasserstein(moments.mean, moments.cov)[tuple(torch.triu_indices(200, 200, 1))]
+    # exact to first order in 1 / n
+    assert float(2 * moments.distance_noise().mean()) == pytest.approx(float(apart.square().mean()), rel=0.1)
+
+
+def test_populations_that_are_apart_by_noise_alone_are_not_to_be_kept_apart():
+    u, segment = ragged([30] * 40, seed=3)
+    moments = PopulationMoments.from_cells(torch.randn(u.shape, dtype=torch.float64), segment, 40)
+    z = moments.mean.clone().requires_grad_()
+    isometry_loss(z, moments).backward()
+    shrink = (z.grad * (z - z.mean(0))).sum()
+    assert shrink > 0, "a step against the gradient brings embeddings closer to each other"
+
+
+def test_only_pairs_asked_for_enter_the_isometry_loss():
+    moments = gaussians(6, 40)
+    z = moments.mean.clone().requires_grad_()
+    held = torch.tensor([True, True, False, False, False, False])
+    isometry_loss(z, moments, used=~(held[:, None] | held)).backward()
+    assert torch.equal(z.grad[held], torch.zeros(2, 3)) and z.grad[~held].abs().sum() > 0
+
+
+def test_held_out_sets_are_those_with_cells_of_held_out_populations():
+    everyone = torch.arange(400)
+    alone = held_out_sets(everyone[:, None], torch.ones(400, 1), 400)
+    assert 0.06 < alone.float().mean() < 0.2
+    inside, outside = int(everyone[alone][0]), int(everyone[~alone][0])
+    sources = torch.tensor([[outside, inside], [outside, inside]])
+    assert held_out_sets(sources, torch.tensor([[0.5, 0.5], [1.0, 0.0]]), 400).tolist() == [True, False]
+    assert not held_out_sets(everyone[:10, None], torch.ones(10, 1), 10).any(), "few populations all train"
 
 
 def test_isometry_loss_moves_embeddings_and_not_the_populations():
@@ -194,7 +232,7 @@ def test_isometry_loss_moves_embeddings_and_not_the_populations():
 
 
 def test_isometry_loss_can_be_trained_to_wasserstein_distances():
-    moments = gaussians(6, 40, d=2)
+    moments = gaussians(6, 100_000, d=2)
     z = torch.randn(6, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64).requires_grad_()
     optimiser = torch.optim.Adam([z], lr=0.05)
     for _ in range(300):
@@ -209,7 +247,7 @@ def test_isometry_loss_of_one_population_is_zero_with_finite_gradient():
     z = torch.ones(1, 3, requires_grad=True)
     loss = isometry_loss(z, gaussians(1, 5))
     loss.backward()
-    assert float(loss) == 0 and torch.isfinite(z.grad).all()
+    assert float(loss.detach()) == 0 and torch.isfinite(z.grad).all()
 
 
 def test_isometry_loss_of_coinciding_embeddings_has_finite_gradients():

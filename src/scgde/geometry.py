@@ -81,7 +81,12 @@ class ExactTargets:
         return self.squared[place][:, place] if len(self.squared) else known.float(), known
 
 
-def isometry_loss(z: Tensor, moments: PopulationMoments, exact: tuple[Tensor, Tensor] | None = None) -> Tensor:
+def isometry_loss(
+    z: Tensor,
+    moments: PopulationMoments,
+    exact: tuple[Tensor, Tensor] | None = None,
+    used: Tensor | None = None,
+) -> Tensor:
     """Squared error of embedding distances against W2, relative to the mean squared W2.
 
     The target is the closed form of normal laws on each population's *whole* moments, freed of the noise that sampling adds
@@ -95,6 +100,8 @@ def isometry_loss(z: Tensor, moments: PopulationMoments, exact: tuple[Tensor, Te
         Moments of the same populations.
     exact
         Squared distances ``(K, K)`` from the cells, and where they are known, to be used in place of the closed form there.
+    used
+        Which pairs count, ``(K, K)``; all by default.
 
     Returns
     -------
@@ -104,6 +111,11 @@ def isometry_loss(z: Tensor, moments: PopulationMoments, exact: tuple[Tensor, Te
     if k < 2:
         return z.sum() * 0.0
     i, j = torch.triu_indices(k, k, offset=1, device=z.device)
+    if used is not None:
+        chosen = used[i, j]
+        if not chosen.any():
+            return z.sum() * 0.0
+        i, j = i[chosen], j[chosen]
     with torch.no_grad():
         noise = moments.distance_noise()
         squared = pairwise_gaussian_wasserstein(moments.mean, moments.cov)[i, j].square() - noise[i] - noise[j]
@@ -113,3 +125,14 @@ def isometry_loss(z: Tensor, moments: PopulationMoments, exact: tuple[Tensor, Te
     # the square root has no gradient at zero, where two mixtures of the same cells may meet
     distance = ((z[i] - z[j]).square().sum(1) + 1e-12).sqrt()
     return (distance - target).square().mean() / target.square().mean().clamp_min(1e-12)
+
+
+def held_out_sets(sources: Tensor, weights: Tensor, n_populations: int) -> Tensor:
+    """Sets that hold cells of a population that an encoder's correction is not trained on, ``(K,)``.
+
+    About an eighth of the populations, by a hash of their codes; none where there are fewer than 16.
+    """
+    if n_populations < 16:
+        return torch.zeros(len(sources), dtype=torch.bool, device=sources.device)
+    held = (sources * 2654435761 % 2**32) >> 29 == 0
+    return (held & (weights > 0)).any(dim=1)

@@ -12,8 +12,9 @@ from torch.distributions import Normal, kl_divergence
 from scgde._constants import BATCH_KEYS
 from scgde._segments import segment_mean
 from scgde.encoders import ENCODERS
+from scgde.encoders.base import GatedEncoder
 from scgde.generators import GENERATORS, AffineSkeleton
-from scgde.geometry import ExactTargets, isometry_loss
+from scgde.geometry import ExactTargets, held_out_sets, isometry_loss
 from scgde.moments import PopulationMoments, moment_vector
 from scgde.observations import Context, ObservationModel
 
@@ -164,10 +165,9 @@ class GDEModule(BaseModuleClass):
         assert self.embedding_moments is not None and self.frame_moments is not None
         mean, sd, segment = batch[BATCH_KEYS.U_MEAN], batch[BATCH_KEYS.U_SD], batch[BATCH_KEYS.SEGMENT]
         sources, weights = batch[BATCH_KEYS.SOURCES], batch[BATCH_KEYS.SOURCE_WEIGHTS]
-        k = sources.shape[0]
         scored = batch.get(BATCH_KEYS.SCORED)
         encoded = slice(None) if scored is None else ~scored
-        z = self.set_encoder(mean[encoded], segment[encoded], n_sets=k)
+        held, z, z_gate = self._embed_training_sets(mean[encoded], segment[encoded], sources, weights)
 
         target = self.frame_moments.mixtures(sources, weights)
         moments = z.new_zeros(())
@@ -187,10 +187,28 @@ class GDEModule(BaseModuleClass):
         terms = {"generator": generated.detach(), "moments": moments.detach()}
         if self.geometry == "isometric":
             exact = None if self.exact_targets is None else self.exact_targets.pairs(sources, weights)
-            isometry = isometry_loss(z, self.embedding_moments.mixtures(sources, weights), exact)
+            moments_of_sets = self.embedding_moments.mixtures(sources, weights)
+            apart = held[:, None] | held
+            isometry = isometry_loss(z, moments_of_sets, exact, ~apart)
             loss = loss + self.isometry_weight * isometry
+            if z_gate is not None:
+                loss = loss + isometry_loss(z_gate, moments_of_sets, exact, apart)
             terms["isometry"] = isometry.detach()
         return {"loss": loss, **terms}
+
+    def _embed_training_sets(
+        self, u: Tensor, segment: Tensor, sources: Tensor, weights: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Which sets are held out from a gated encoder's correction, the embeddings that train it, and those that train the gate."""
+        k, encoder = len(sources), self.set_encoder
+        if self.geometry != "isometric" or not isinstance(encoder, GatedEncoder):
+            return torch.zeros(k, dtype=torch.bool, device=u.device), encoder(u, segment, n_sets=k), None
+        assert self.embedding_moments is not None
+        held = held_out_sets(sources, weights, len(self.embedding_moments.n))
+        straight, correction = encoder.straight_and_correction(u, segment, None, k)
+        kept = torch.where(held[:, None], correction.detach(), correction)
+        z = straight + encoder.gate.detach() * kept
+        return held, z, straight.detach() + encoder.gate * correction.detach()
 
     # ------------------------------------------------------------- generation
 

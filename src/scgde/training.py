@@ -160,10 +160,12 @@ class GDETrainingPlan(pl.LightningModule):
         # one group for each learning rate of the population phase; all have the same in the cell phase
         groups: dict[float, list[nn.Parameter]] = {}
         for name, parameter in self.named_parameters():
-            own = name.removeprefix("module.generator.")
             rate = self.lr_sets
-            if own != name:
+            if name.startswith("module.generator."):
+                own = name.removeprefix("module.generator.")
                 rate = self.lr_generator * self.module.generator.learning_rate_factor(own)
+            elif name.startswith("module.set_encoder."):
+                rate *= self.module.set_encoder.learning_rate_factor(name.removeprefix("module.set_encoder."))
             groups.setdefault(rate, []).append(parameter)
         options: list[dict[str, Any]] = [{"params": p, "population_rate": rate} for rate, p in groups.items()]
         return torch.optim.Adam(options, lr=self.lr_cells, eps=self.eps, weight_decay=self.weight_decay)

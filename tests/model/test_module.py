@@ -132,3 +132,30 @@ def test_learning_rate_rises_then_falls_to_next_to_nothing():
     assert rate.argmax() == 30 and rate.max() == pytest.approx(1)
     assert (np.diff(rate[:31]) >= 0).all() and (np.diff(rate[30:]) <= 0).all()
     assert 0 < rate[-1] < 1e-3 and rate[0] < 0.1
+
+
+def test_correction_learns_from_some_populations_and_its_gate_from_the_others(cells, monkeypatch):
+    module = make_module(cells)
+    with torch.no_grad():  # off its start, where a correction of zero gives the gate nothing to learn from
+        module.set_encoder.residual[-1].weight.normal_(std=0.1, generator=torch.Generator().manual_seed(0))
+
+    def gradients(held):
+        monkeypatch.setattr("scgde.module.held_out_sets", lambda sources, *_: torch.full((len(sources),), held))
+        module.zero_grad()
+        module.population_loss(make_batch(cells), torch.Generator().manual_seed(0))["loss"].backward()
+        encoder = module.set_encoder
+        return [
+            0.0 if p.grad is None else float(p.grad.abs().sum())
+            for p in (encoder.residual[-1].weight, encoder.gate_logit)
+        ]
+
+    correction, gate = gradients(held=False)
+    assert correction > 0 and gate == 0
+    correction, gate = gradients(held=True)
+    assert correction == 0 and gate > 0
+
+
+def test_emergent_geometry_keeps_its_correction_ungated(cells):
+    module = make_module(cells, geometry="emergent")
+    module.population_loss(make_batch(cells), torch.Generator().manual_seed(0))["loss"].backward()
+    assert module.set_encoder.residual[-1].weight.grad.abs().sum() > 0

@@ -70,6 +70,10 @@ class SetEncoder(nn.Module):
         ``(n_sets, n_embedding)``.
         """
 
+    def learning_rate_factor(self, name: str) -> float:
+        """Learning rate of a parameter, by its name, in units of the set encoders' learning rate."""
+        return 1.0
+
     def fit(self, u: Tensor, segment: Tensor, moments: PopulationMoments, set_size: int) -> None:
         """Set the data-dependent starting point from the training populations; a no-op by default.
 
@@ -141,6 +145,31 @@ class SetEncoder(nn.Module):
             codes = torch.arange(n, device=u.device).repeat_interleave(n)
             out[rows] = self(u[rows].repeat(n, 1), codes, weight.reshape(-1), n)
         return out
+
+
+class GatedEncoder(SetEncoder):
+    """An encoder with a start in closed form and a learned correction: ``z = straight + gate * correction``.
+
+    Populations are few against what a network can learn by heart. The gate, a number between 0 and 1, is therefore trained
+    on populations that the correction is not trained on (:meth:`scgde.module.GDEModule.population_loss`), and closes where the
+    correction does not help them.
+    """
+
+    gate_logit: nn.Parameter
+
+    @abstractmethod
+    def straight_and_correction(
+        self, u: Tensor, segment: Tensor, weight: Tensor | None, n_sets: int
+    ) -> tuple[Tensor, Tensor]:
+        """The two terms, ``(n_sets, n_embedding)`` each, before the gate."""
+
+    @property
+    def gate(self) -> Tensor:
+        """Share of the correction that is kept."""
+        return torch.sigmoid(self.gate_logit)
+
+    def learning_rate_factor(self, name: str) -> float:
+        return 20.0 if name == "gate_logit" else 1.0
 
 
 class PooledEncoder(SetEncoder):

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from scgde._networks import mlp
 from scgde._segments import segment_mean
 from scgde.encoders._axes import ReliableAxes, halves, principal_axes
-from scgde.encoders.base import PooledEncoder
+from scgde.encoders.base import GatedEncoder, PooledEncoder
 from scgde.moments import PopulationMoments, moment_features, moment_size, to_vector
 from scgde.ot import sqrtm_psd
 
 
-class ResidualEncoder(PooledEncoder):
+class ResidualEncoder(PooledEncoder, GatedEncoder):
     """Project mean and square-root covariance, then add a learned correction.
 
     The pooled features of a set are its first and second moments and a learned summary ``g``. Mean and root of the covariance
     are laid out as one vector ``v`` whose Euclidean distance approximates Wasserstein-2, and
-    ``z = P'(v - centre) + r(v, g)``. The columns of ``P`` are the leading principal axes of the training populations, scaled by
+    ``z = P'(v - centre) + gate r(v, g)``. The columns of ``P`` are the leading principal axes of the training populations, scaled by
     the square root of their reliability (:class:`~scgde.encoders._axes.ReliableAxes`), and ``r`` starts at zero. Before any
     training the encoder is thus the strongest of the free baselines, and better than it where populations are small.
 
@@ -48,6 +48,7 @@ class ResidualEncoder(PooledEncoder):
         m = moment_size(n_latent)
         self.summary = mlp(n_latent, n_hidden, n_summary, n_layers=1)
         self.residual = mlp(n_embedding + n_summary, n_hidden, n_embedding, n_layers=1, zero=True)
+        self.gate_logit = nn.Parameter(torch.zeros(()))
         self.register_buffer("pooled_cov", torch.eye(n_latent))
         self.register_buffer("centre", torch.zeros(m))
         self.register_buffer("projection", torch.eye(m, n_embedding))
@@ -58,9 +59,19 @@ class ResidualEncoder(PooledEncoder):
         return torch.cat([moment_features(u), self.summary(u)], dim=1)
 
     def head(self, pooled: Tensor) -> Tensor:
+        straight, correction = self._terms(pooled)
+        return straight + self.gate * correction
+
+    def straight_and_correction(
+        self, u: Tensor, segment: Tensor, weight: Tensor | None, n_sets: int
+    ) -> tuple[Tensor, Tensor]:
+        return self._terms(segment_mean(self.features(u), segment, n_sets, weight))
+
+    def _terms(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
         m = moment_size(self.n_latent)
         straight = (self.vector(pooled[..., :m]) - self.centre) @ self.projection
-        return straight + self.residual(torch.cat([straight / self.scale, pooled[..., m:]], dim=-1)) * self.scale
+        correction = self.residual(torch.cat([straight / self.scale, pooled[..., m:]], dim=-1)) * self.scale
+        return straight, correction
 
     def vector(self, pooled: Tensor) -> Tensor:
         """Mean and root covariance as one vector ``(*, m)``, from pooled first and second moments ``(*, m)``."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from scgde._networks import mlp
 from scgde._segments import count_segments, normalised_weights, pad_sets
 from scgde.encoders._axes import ReliableAxes, halves, principal_axes
-from scgde.encoders.base import SetEncoder
+from scgde.encoders.base import GatedEncoder
 from scgde.moments import moment_size, to_vector
 from scgde.ot import sqrtm_psd
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _ENTRIES_PER_PASS = 2**23
 
 
-class TransportEncoder(SetEncoder):
+class TransportEncoder(GatedEncoder):
     r"""Mean, square-root covariance and what is left of the transport map from a normal reference, then a correction.
 
     The map :math:`T` that carries a fixed normal law to a population is a Euclidean picture of Wasserstein space: the
@@ -91,12 +91,22 @@ class TransportEncoder(SetEncoder):
         self.register_buffer("spread", torch.ones(n_coordinates))
         self.log_weight = nn.Parameter(torch.zeros(n_coordinates))
         self.residual = mlp(n_coordinates, n_hidden, n_embedding, zero=True)
+        self.gate_logit = nn.Parameter(torch.zeros(()))
 
     def forward(self, u: Tensor, segment: Tensor, weight: Tensor | None = None, n_sets: int | None = None) -> Tensor:
         n_sets = count_segments(segment) if n_sets is None else n_sets
+        straight, correction = self.straight_and_correction(u, segment, weight, n_sets)
+        return straight + self.gate * correction
+
+    def straight_and_correction(
+        self, u: Tensor, segment: Tensor, weight: Tensor | None, n_sets: int
+    ) -> tuple[Tensor, Tensor]:
         coordinates = (self.parts(u, segment, weight, n_sets) - self.centre) @ self.axes * self.gain
         straight = (coordinates * self.log_weight.exp()) @ self.projection
-        return straight + self.residual(coordinates / self.spread) * (0.3 * self.scale)
+        return straight, self.residual(coordinates / self.spread) * (0.3 * self.scale)
+
+    def learning_rate_factor(self, name: str) -> float:
+        return 5.0 if name == "log_weight" else super().learning_rate_factor(name)
 
     def parts(self, u: Tensor, segment: Tensor, weight: Tensor | None, n_sets: int) -> Tensor:
         """Mean, root of the covariance and remainder of the map of each set, laid out as one vector: ``(n_sets, m)``."""
