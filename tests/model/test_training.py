@@ -99,14 +99,18 @@ def test_the_generator_has_its_own_learning_rate(make_cells, make_model, train):
 
     class Watch(pl.Callback):
         def on_train_batch_end(self, trainer, plan, *_):
-            seen.append((plan.in_cell_phase, [group["lr"] for group in trainer.optimizers[0].param_groups]))
+            groups = {g["population_rate"]: g["lr"] for g in trainer.optimizers[0].param_groups}
+            seen.append((plan.in_cell_phase, groups))
 
     options = {"lr_cells": 1e-3, "lr_sets": 1e-3, "lr_generator": 4e-3}
     model = make_model(make_cells(6))
     train(model, 6, callbacks=[Watch()], plan_kwargs=options)
     assert {phase for phase, _ in seen} == {True, False}
-    for phase, (others, generator) in seen:
-        assert generator == pytest.approx(others if phase else 4 * others)
+    for in_cell_phase, groups in seen:
+        # the gate of the correction learns twenty times as fast
+        assert set(groups) == {1e-3, 4e-3, 2e-2}
+        assert groups[4e-3] == pytest.approx(groups[1e-3] * (1 if in_cell_phase else 4))
+        assert groups[2e-2] == pytest.approx(groups[1e-3] * (1 if in_cell_phase else 20))
 
 
 def test_early_stopping_ends_each_phase(make_cells, make_model, train):

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 PRIOR_POPULATIONS = 10
 """Weight, in populations, of a block's reliability in that of each of its axes."""
 
+LEAST_GAIN = 0.3
+"""An axis that training populations do not differ along may still tell new ones apart."""
+
 
 @dataclass(frozen=True)
 class ReliableAxes:
@@ -23,7 +26,7 @@ class ReliableAxes:
     basis
         Orthonormal axes, ``(m, q)``, each within one block.
     gain
-        Square roots of reliabilities, ``(q,)``.
+        Square roots of reliabilities, at least :data:`LEAST_GAIN`, ``(q,)``.
     """
 
     basis: Tensor
@@ -61,7 +64,7 @@ class ReliableAxes:
             weight = len(x) / (len(x) + PRIOR_POPULATIONS)
             own = signal / total.clamp_min(1e-12 * total.sum().clamp_min(1e-12))
             share = (weight * own + (1 - weight) * block).clamp(0.0, 1.0)
-            gains.append((share / (share + (1 - share) / size_ratio)).sqrt())
+            gains.append((share / (share + (1 - share) / size_ratio)).sqrt().clamp_min(LEAST_GAIN))
         return cls(basis, torch.cat(gains))
 
 

@@ -106,6 +106,6 @@ class ResidualEncoder(PooledEncoder, GatedEncoder):
         chosen = principal_axes(scaled, d, self.n_embedding)
         self.centre.copy_(whole.mean(0))
         self.projection.copy_((axes.basis * axes.gain) @ chosen)
-        self.back.copy_((axes.basis / axes.gain.clamp_min(0.2)) @ chosen)
+        self.back.copy_((axes.basis / axes.gain) @ chosen)
         straight = (whole - whole.mean(0)) @ self.projection.double()
         self.scale.copy_(straight.square().sum(1).mean().sqrt().clamp_min(1e-6))

@@ -147,7 +147,7 @@ class TransportEncoder(GatedEncoder):
         return z, psi
 
     def inverse(self) -> Tensor:
-        return (self.axes @ self.projection)[: self.n_moments]
+        return ((self.axes / self.gain) @ self.projection)[: self.n_moments]
 
     @torch.no_grad()
     def fit(self, u: Tensor, segment: Tensor, moments: PopulationMoments, set_size: int) -> None:
