@@ -14,7 +14,7 @@ PRIOR_POPULATIONS = 10
 """Weight, in populations, of a block's reliability in that of each of its axes."""
 
 LEAST_GAIN = 0.3
-"""An axis that training populations do not differ along may still tell new ones apart."""
+"""Least gain of axes of moments: new populations may differ along one that training populations do not differ along."""
 
 
 @dataclass(frozen=True)
@@ -26,14 +26,16 @@ class ReliableAxes:
     basis
         Orthonormal axes, ``(m, q)``, each within one block.
     gain
-        Square roots of reliabilities, at least :data:`LEAST_GAIN`, ``(q,)``.
+        Square roots of reliabilities, ``(q,)``.
     """
 
     basis: Tensor
     gain: Tensor
 
     @classmethod
-    def fit(cls, a: Tensor, b: Tensor, blocks: list[tuple[int, int, int]], size_ratio: float = 1.0) -> ReliableAxes:
+    def fit(
+        cls, a: Tensor, b: Tensor, blocks: list[tuple[int, int, int, float]], size_ratio: float = 1.0
+    ) -> ReliableAxes:
         r"""Axes from vectors of disjoint halves of the same populations.
 
         The reliability of an axis is the share of its variance between populations that is not sampling noise. Scaled by
@@ -47,13 +49,13 @@ class ReliableAxes:
         a, b
             Vectors of the halves, ``(K, m)`` each, about their common mean.
         blocks
-            First and last coordinate (exclusive) of each block, and its number of axes.
+            First and last coordinate (exclusive) of each block, its number of axes, and their least gain.
         size_ratio
             Cells of the sets that will be embedded over those of the halves: noise falls with their number.
         """
-        basis = torch.zeros((a.shape[1], sum(n for _, _, n in blocks)), dtype=a.dtype, device=a.device)
+        basis = torch.zeros((a.shape[1], sum(n for _, _, n, _ in blocks)), dtype=a.dtype, device=a.device)
         gains, column = [], 0
-        for start, stop, n_axes in blocks:
+        for start, stop, n_axes, least in blocks:
             x, y = a[:, start:stop], b[:, start:stop]
             axes = torch.linalg.svd(torch.cat([x, y]), full_matrices=len(x) * 2 < n_axes)[2][:n_axes].T
             basis[start:stop, column : column + n_axes] = axes
@@ -64,7 +66,7 @@ class ReliableAxes:
             weight = len(x) / (len(x) + PRIOR_POPULATIONS)
             own = signal / total.clamp_min(1e-12 * total.sum().clamp_min(1e-12))
             share = (weight * own + (1 - weight) * block).clamp(0.0, 1.0)
-            gains.append((share / (share + (1 - share) / size_ratio)).sqrt().clamp_min(LEAST_GAIN))
+            gains.append((share / (share + (1 - share) / size_ratio)).sqrt().clamp_min(least))
         return cls(basis, torch.cat(gains))
 
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from scgde._networks import mlp
 from scgde._segments import segment_mean
-from scgde.encoders._axes import ReliableAxes, halves, principal_axes
+from scgde.encoders._axes import LEAST_GAIN, ReliableAxes, halves, principal_axes
 from scgde.encoders.base import GatedEncoder, PooledEncoder
 from scgde.moments import PopulationMoments, moment_features, moment_size, to_vector
 from scgde.ot import sqrtm_psd
@@ -101,7 +101,9 @@ class ResidualEncoder(PooledEncoder, GatedEncoder):
         # where no population can be split, each counts as its own other half: axes are not scaled
         a, b = (vectors(rows) for rows in split[0]) if split else (whole, whole)
         common = (a + b).mean(0) / 2
-        axes = ReliableAxes.fit(a - common, b - common, [(0, d, d), (d, m, m - d)], split[1] if split else 1.0)
+        axes = ReliableAxes.fit(
+            a - common, b - common, [(0, d, d, LEAST_GAIN), (d, m, m - d, LEAST_GAIN)], split[1] if split else 1.0
+        )
         scaled = torch.cat([a - common, b - common]) @ axes.basis * axes.gain
         chosen = principal_axes(scaled, d, self.n_embedding)
         self.centre.copy_(whole.mean(0))

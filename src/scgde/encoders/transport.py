@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from scgde._networks import mlp
 from scgde._segments import count_segments, normalised_weights, pad_sets
-from scgde.encoders._axes import ReliableAxes, halves, principal_axes
+from scgde.encoders._axes import LEAST_GAIN, ReliableAxes, halves, principal_axes
 from scgde.encoders.base import GatedEncoder
 from scgde.moments import moment_size, to_vector
 from scgde.ot import sqrtm_psd
@@ -147,7 +147,7 @@ class TransportEncoder(GatedEncoder):
         return z, psi
 
     def inverse(self) -> Tensor:
-        return ((self.axes / self.gain) @ self.projection)[: self.n_moments]
+        return (self.axes[: self.n_moments] / self.gain.clamp_min(LEAST_GAIN)) @ self.projection
 
     @torch.no_grad()
     def fit(self, u: Tensor, segment: Tensor, moments: PopulationMoments, set_size: int) -> None:
@@ -163,7 +163,9 @@ class TransportEncoder(GatedEncoder):
         centre = (a + b).mean(0) / 2
         a, b = a - centre, b - centre
         d, m, q = self.n_latent, self.n_moments, len(self.gain)
-        axes = ReliableAxes.fit(a, b, [(0, d, d), (d, m, m - d), (m, len(centre), q - m)], ratio)
+        axes = ReliableAxes.fit(
+            a, b, [(0, d, d, LEAST_GAIN), (d, m, m - d, LEAST_GAIN), (m, len(centre), q - m, 0.0)], ratio
+        )
         scaled = torch.cat([a, b]) @ axes.basis * axes.gain
         spread = scaled.square().mean(0).sqrt()
         self.centre.copy_(centre)
