@@ -69,7 +69,9 @@ def discriminant_axes(features: np.ndarray, drawn: np.ndarray, ridge: float) -> 
     return axes @ np.linalg.inv(ot.sqrtm_psd(axes.T @ between @ axes))
 
 
-def choose_rows(x: np.ndarray, y: np.ndarray, laws: np.ndarray, n: int, score: Callable, seed: int) -> dict[str, Callable]:
+def choose_rows(
+    x: np.ndarray, y: np.ndarray, laws: np.ndarray, n: int, score: Callable, seed: int
+) -> dict[str, Callable]:
     """Maps from components to rows, fitted on training images: linear and Fourier discriminant axes, and none.
 
     The ridge of each is the one with the best ``score(map, x, y)`` on one half of the training images of axes fitted on the other.

@@ -85,7 +85,14 @@ def run_simplex(arguments) -> None:
             for name, choice in MODELS.items():
                 model = fit(train, seed, arguments, **choice)
                 found[f"{name} model"] = distances(embed_points(model, *test)), model.cpu_seconds
-                print(trials, seed, name, pearson(found[f"{name} model"][0], TRUTH), f"{model.cpu_seconds:.0f} CPU s", flush=True)
+                print(
+                    trials,
+                    seed,
+                    name,
+                    pearson(found[f"{name} model"][0], TRUTH),
+                    f"{model.cpu_seconds:.0f} CPU s",
+                    flush=True,
+                )
             rows += [
                 {"trials": trials, "seed": seed, "method": name, "pearson": pearson(d, TRUTH)}
                 | {"own W2": pearson(d, own), "CPU s": seconds}
@@ -147,7 +154,14 @@ def run_mnist(arguments) -> None:
             for name in ("scgde", "scgde, emergent"):
                 model = fit(train, seed, arguments, **MODELS[name])
                 found[f"{name} model"] = distances(embed_points(model, *test)), model.cpu_seconds
-                print(seed, kind, name, pearson(found[f"{name} model"][0], TRUTH), f"{model.cpu_seconds:.0f} CPU s", flush=True)
+                print(
+                    seed,
+                    kind,
+                    name,
+                    pearson(found[f"{name} model"][0], TRUTH),
+                    f"{model.cpu_seconds:.0f} CPU s",
+                    flush=True,
+                )
             rows += [
                 {"rows": kind, "seed": seed, "method": m, "pearson": pearson(d, TRUTH), "CPU s": s}
                 for m, (d, s) in found.items()
