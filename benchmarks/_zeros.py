@@ -61,7 +61,7 @@ def zero_probability(model: scgde.GDEModel, counts: np.ndarray) -> np.ndarray:
     weight = torch.from_numpy(counts.ravel().astype(np.float32))
     z = module.set_encoder(u, torch.arange(k).repeat_interleave(c), weight, k)
     mean = module.skeleton(z)[0] * module.observation.scale + module.observation.centre
-    return mean[:, -1].double().numpy() / ZERO_WEIGHT
+    return mean[:, 1].double().numpy() / ZERO_WEIGHT
 
 
 def draw_counts(rates: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
