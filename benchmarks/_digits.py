@@ -74,7 +74,8 @@ def choose_rows(
 ) -> dict[str, Callable]:
     """Maps from components to rows, fitted on training images: linear and Fourier discriminant axes, and none.
 
-    The ridge of each has the best mean ``score(map, x, y)`` on fifths of the training images, of axes fitted on the others.
+    The ridge of each has the best mean ``score(map, x, y)`` on three fifths of the training images, each in
+    turn, of axes fitted on the other four.
     """
     fold = np.arange(len(x)) % N_FOLDS
 
@@ -86,8 +87,10 @@ def choose_rows(
     maps: dict[str, Callable] = {"components": lambda z: z}
     for kind in ("axes", "Fourier axes"):
         scores = {
-            r: np.mean(
-                [score(fitted(kind, r, x[fold != f], y[fold != f]), x[fold == f], y[fold == f]) for f in range(3)]
+            r: float(
+                np.mean(
+                    [score(fitted(kind, r, x[fold != f], y[fold != f]), x[fold == f], y[fold == f]) for f in range(3)]
+                )
             )
             for r in RIDGES
         }

@@ -20,7 +20,8 @@ TOP = 10.0
 
 N_RATES, CELLS = 20_000, 1_000_000
 SIZES = {10: 10, 100: 100, 1_000: 300, 10_000: 1_000}
-"""Draws of a test set, and of the training sets of the model that sees it: what a prior of that weight adds is noise of 1 % by then."""
+"""Draws of a test set, and of the training sets of the model that sees it: shrinking as 300 draws ask for
+costs 1 % of the error at 1,000 draws, and as 1,000 ask for 1 % at 10,000."""
 
 BATCHES = {10: (256, 1200), 100: (64, 1200), 300: (32, 800), 1_000: (32, 400)}
 """Sets in a batch and optimisation steps, by draws of a training set."""
@@ -110,7 +111,7 @@ def run_zeros(arguments) -> None:
             estimates |= {"Bayes": bayes(total, n), "scgde": zero_probability(models[trained], counts)}
             error = {m: float(np.mean((e - truth) ** 2)) for m, e in estimates.items()}
             rows += [
-                {"n": n, "seed": seed, "method": m, "MSE": e, "over Rao-Blackwell": e / error["Rao-Blackwell"]}
+                {"n": n, "seed": seed, "method": m, "n MSE": n * e, "over Rao-Blackwell": e / error["Rao-Blackwell"]}
                 for m, e in error.items()
             ]
             print(
@@ -122,6 +123,10 @@ def run_zeros(arguments) -> None:
             )
     table = pd.DataFrame(rows).groupby(["n", "method"], sort=False)
     summary = table.agg(
-        MSE=("MSE", "mean"), ratio=("over Rao-Blackwell", "mean"), highest=("over Rao-Blackwell", "max")
+        n_mse=("n MSE", "mean"), ratio=("over Rao-Blackwell", "mean"), highest=("over Rao-Blackwell", "max")
     )
-    report("synthetic_zeros", summary.reset_index().rename(columns={"ratio": "over Rao-Blackwell"}), arguments)
+    report(
+        "synthetic_zeros",
+        summary.reset_index().rename(columns={"n_mse": "n MSE", "ratio": "over Rao-Blackwell"}),
+        arguments,
+    )
