@@ -14,6 +14,7 @@ import scgde
 from scgde import ot
 
 CACHE = Path(__file__).parent / "results" / "cache"
+N_TRAIN, N_TEST, SIZE_TRAIN, SIZE_TEST = 256, 64, 128, 64
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,63 @@ def mixture_truth(laws: list[Mixture], pairs: np.ndarray, n: int, rng: np.random
     CACHE.mkdir(parents=True, exist_ok=True)
     np.save(path, centred)
     return centred
+
+
+@dataclass(frozen=True)
+class Suite:
+    """One draw of the populations of a suite.
+
+    Attributes
+    ----------
+    laws
+        Laws of the test populations.
+    pairs
+        Pairs of them that are scored, ``(2, p)``.
+    truth
+        W2 of the pairs, ``(p,)``.
+    tests
+        Points and codes of the test populations, by the number of points of each.
+    train
+        Points and codes of the training populations.
+    """
+
+    laws: list[Mixture]
+    pairs: np.ndarray
+    truth: np.ndarray
+    tests: dict[int, tuple[np.ndarray, np.ndarray]]
+    train: tuple[np.ndarray, np.ndarray]
+
+
+def draw_suite(
+    family: str,
+    d: int,
+    centred: bool,
+    seed: int,
+    *,
+    n_pairs: int = 300,
+    n_truth: int = 2000,
+    sizes: tuple[int, ...] = (),
+) -> Suite:
+    """64 test populations of 64 points (and of other ``sizes``), 256 training populations of 128.
+
+    The truth is in closed form for Gaussians. For mixtures it is exact W2 between fresh draws of ``n_truth`` points, which the
+    centred suite shares: with the distance of the means put back it is that of the laws as they are.
+    """
+    rng = np.random.default_rng([seed, d, family == "mixtures"])
+    plain = draw_laws(family, d, N_TEST, rng)
+    pairs = draw_pairs(N_TEST, n_pairs, rng)
+    laws = [law.centred() for law in plain] if centred else plain
+    if family == "gaussians":
+        truth = gaussian_truth(laws, pairs)
+    else:
+        name = f"mixtures_{d}_{seed}_{n_pairs}_{n_truth}"
+        truth = mixture_truth(plain, pairs, n_truth, np.random.default_rng([seed, d, 7]), name)
+        mean = np.stack([law.moments()[0] for law in laws])
+        truth = np.hypot(truth, np.linalg.norm(mean[pairs[0]] - mean[pairs[1]], axis=1))
+    rng = np.random.default_rng([seed, d, family == "mixtures", centred, 1])
+    train = draw_points(draw_laws(family, d, N_TRAIN, rng, centred=centred), SIZE_TRAIN, rng)
+    tests = {n: draw_points(laws, n, rng) for n in (SIZE_TEST, *sizes)}
+    return Suite(laws, pairs, truth, tests, train)
 
 
 def free_estimators(

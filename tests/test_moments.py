@@ -268,3 +268,18 @@ def test_means_depend_on_neither_order_nor_copies():
         segment_mean(values.repeat(3, 1), segment.repeat(3), 2),
     ):
         assert (same - mean).abs().max() <= 2**-17
+
+
+def test_a_correction_gains_nothing_by_shortening_all_distances():
+    moments, start = gaussians(12, 50), torch.randn((12, 3), generator=torch.Generator().manual_seed(3))
+    shorter = [float(isometry_loss(f * start, moments, start=start)) for f in (0.8, 1.0, 1.2)]
+    assert shorter[1] < min(shorter[0], shorter[2]), "the scale that the start has fits best"
+    plain = [
+        float(isometry_loss(start, m))
+        for m in (moments, PopulationMoments(moments.n, 2 * moments.mean, 4 * moments.cov))
+    ]
+    scaled = [
+        float(isometry_loss(start, m, start=start))
+        for m in (moments, PopulationMoments(moments.n, 2 * moments.mean, 4 * moments.cov))
+    ]
+    assert scaled[0] == pytest.approx(scaled[1], rel=1e-5) and plain[0] != pytest.approx(plain[1], rel=1e-2)

@@ -86,6 +86,7 @@ def isometry_loss(
     moments: PopulationMoments,
     exact: tuple[Tensor, Tensor] | None = None,
     used: Tensor | None = None,
+    start: Tensor | None = None,
 ) -> Tensor:
     """Squared error of embedding distances against W2, relative to the mean squared W2.
 
@@ -102,6 +103,10 @@ def isometry_loss(
         Squared distances ``(K, K)`` from the cells, and where they are known, to be used in place of the closed form there.
     used
         Which pairs count, ``(K, K)``; all by default.
+    start
+        Embeddings that ``z`` corrects, ``(K, n_embedding)``. Targets are then brought to their scale. Otherwise a correction is
+        rewarded for shortening all distances to the targets, whose own scale small samples leave in doubt, and kept although it
+        makes distances less like W2 in every other respect.
 
     Returns
     -------
@@ -122,6 +127,9 @@ def isometry_loss(
         target = squared.clamp_min(0).sqrt()
         if exact is not None:
             target = torch.where(exact[1][i, j], exact[0][i, j].sqrt(), target)
+        if start is not None:
+            length = (start[i] - start[j]).norm(dim=1)
+            target = target * (length.square().sum() / (length * target).sum().clamp_min(1e-12))
     # the square root has no gradient at zero, where two mixtures of the same cells may meet
     distance = ((z[i] - z[j]).square().sum(1) + 1e-12).sqrt()
     return (distance - target).square().mean() / target.square().mean().clamp_min(1e-12)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,6 +21,11 @@ from scgde.observations import Context, ObservationModel
 
 if TYPE_CHECKING:
     from torch.distributions import Distribution
+
+
+PARSIMONY = 0.2
+"""Share of the error that a correction must take away from held-out populations to be worth keeping: with a few dozen of them less
+is chance, and what a correction does to sets of another size than it was trained on is not seen at all."""
 
 
 class GDEModule(BaseModuleClass):
@@ -167,7 +173,8 @@ class GDEModule(BaseModuleClass):
         sources, weights = batch[BATCH_KEYS.SOURCES], batch[BATCH_KEYS.SOURCE_WEIGHTS]
         scored = batch.get(BATCH_KEYS.SCORED)
         encoded = slice(None) if scored is None else ~scored
-        held, z, z_gate = self._embed_training_sets(mean[encoded], segment[encoded], sources, weights)
+        sets = self._embed_training_sets(mean[encoded], segment[encoded], sources, weights)
+        z = sets.z
 
         target = self.frame_moments.mixtures(sources, weights)
         moments = z.new_zeros(())
@@ -187,28 +194,40 @@ class GDEModule(BaseModuleClass):
         terms = {"generator": generated.detach(), "moments": moments.detach()}
         if self.geometry == "isometric":
             exact = None if self.exact_targets is None else self.exact_targets.pairs(sources, weights)
-            moments_of_sets = self.embedding_moments.mixtures(sources, weights)
-            apart = held[:, None] | held
-            isometry = isometry_loss(z, moments_of_sets, exact, ~apart)
-            loss = loss + self.isometry_weight * isometry
-            if z_gate is not None:
-                loss = loss + isometry_loss(z_gate, moments_of_sets, exact, apart)
+            isometry, of_gate = self._isometry(sets, self.embedding_moments.mixtures(sources, weights), exact)
+            loss = loss + self.isometry_weight * isometry + of_gate
             terms["isometry"] = isometry.detach()
         return {"loss": loss, **terms}
 
-    def _embed_training_sets(
-        self, u: Tensor, segment: Tensor, sources: Tensor, weights: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Which sets are held out from a gated encoder's correction, the embeddings that train it, and those that train the gate."""
+    def _embed_training_sets(self, u: Tensor, segment: Tensor, sources: Tensor, weights: Tensor) -> _EmbeddedSets:
         k, encoder = len(sources), self.set_encoder
         if self.geometry != "isometric" or not isinstance(encoder, GatedEncoder):
-            return torch.zeros(k, dtype=torch.bool, device=u.device), encoder(u, segment, n_sets=k), None
+            return _EmbeddedSets(encoder(u, segment, n_sets=k))
         assert self.embedding_moments is not None
         held = held_out_sets(sources, weights, len(self.embedding_moments.n))
         straight, correction = encoder.straight_and_correction(u, segment, None, k)
-        kept = torch.where(held[:, None], correction.detach(), correction)
-        z = straight + encoder.gate.detach() * kept
-        return held, z, straight.detach() + encoder.gate * correction.detach()
+        correction = torch.where(held[:, None], correction.detach(), correction)
+        return _EmbeddedSets(straight + encoder.gate.detach() * correction, held, straight, correction)
+
+    def _isometry(
+        self, sets: _EmbeddedSets, moments: PopulationMoments, exact: tuple[Tensor, Tensor] | None
+    ) -> tuple[Tensor, Tensor]:
+        """Isometry loss of the embeddings, and that of the gate, on populations that its correction is not trained on.
+
+        The correction is trained as if the gate were open. Were it trained behind the gate, it would grow as the gate closes.
+        """
+        if sets.correction is None:
+            return isometry_loss(sets.z, moments, exact), sets.z.new_zeros(())
+        assert sets.straight is not None and sets.held is not None and isinstance(self.set_encoder, GatedEncoder)
+        apart = sets.held[:, None] | sets.held
+        start = sets.straight.detach()
+        loss = isometry_loss(start + sets.correction, moments, exact, ~apart, start)
+        if sets.straight.requires_grad:
+            loss = loss + isometry_loss(sets.straight, moments, exact, ~apart)
+        gate = self.set_encoder.gate
+        error = isometry_loss(start + gate * sets.correction.detach(), moments, exact, apart, start)
+        without = isometry_loss(start, moments, exact, apart, start)
+        return loss, error + PARSIMONY * gate * without
 
     # ------------------------------------------------------------- generation
 
@@ -283,6 +302,16 @@ class GDEModule(BaseModuleClass):
         y = torch.einsum("nij,nj->ni", inverse[codes], u - mean[codes])
         condition = self.skeleton.condition(z)[codes]
         return self.generator.log_prob(y, condition, n_samples=n_samples, generator=generator) - log_det[codes]
+
+
+@dataclass(frozen=True)
+class _EmbeddedSets:
+    """Embeddings ``z`` of the sets of a batch; of a gated encoder also its two terms and which sets do not train its correction."""
+
+    z: Tensor
+    held: Tensor | None = None
+    straight: Tensor | None = None
+    correction: Tensor | None = None
 
 
 def _shared_frame(mean: Tensor, sd: Tensor, n_populations: int) -> PopulationMoments:

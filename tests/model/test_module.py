@@ -159,3 +159,15 @@ def test_emergent_geometry_keeps_its_correction_ungated(cells):
     module = make_module(cells, geometry="emergent")
     module.population_loss(make_batch(cells), torch.Generator().manual_seed(0))["loss"].backward()
     assert module.set_encoder.residual[-1].weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize(("share", "closes"), [(0.0, True), (0.05, True), (0.6, False)])
+def test_gate_closes_unless_the_correction_takes_away_much_of_the_error(share, closes, cells, monkeypatch):
+    monkeypatch.setattr("scgde.module.held_out_sets", lambda sources, *_: torch.ones(len(sources), dtype=torch.bool))
+    module, batch = make_module(cells), make_batch(cells)
+    encoder = module.set_encoder
+    right = encoder.straight_and_correction(batch["u_mean"], batch["segment"], None, K)[0].detach()
+    wrong = right + 0.2 * right.std() * torch.randn(right.shape, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr(encoder, "straight_and_correction", lambda *_: (wrong, share * (right - wrong)))
+    module.population_loss(batch, torch.Generator().manual_seed(0))["loss"].backward()
+    assert (float(encoder.gate_logit.grad) > 0) == closes

@@ -6,7 +6,7 @@ from ._validate import check_cloud, check_same_dimension, check_weights, to_nump
 from .sliced import quantile_cost
 
 # Above this size the network simplex of POT overtakes the assignment solver of SciPy.
-_ASSIGNMENT_LIMIT = 500
+_ASSIGNMENT_LIMIT = 128
 # POT's own default (1e5) is reached by clouds of a few thousand points.
 _MAX_ITERATIONS = 10_000_000
 
