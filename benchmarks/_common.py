@@ -34,6 +34,12 @@ def options(description: str, **defaults) -> argparse.Namespace:
     return arguments
 
 
+def seeds(arguments: argparse.Namespace) -> range:
+    """Seeds of a run, from ``--first-seed`` where a benchmark has that option: what is tuned is tuned on others than reported."""
+    first = getattr(arguments, "first_seed", 0)
+    return range(first, first + arguments.seeds)
+
+
 def quiet_train(model, **kwargs) -> float:
     """Train without a progress bar; returns CPU seconds."""
     start = time.process_time()

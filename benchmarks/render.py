@@ -72,6 +72,11 @@ TITLES = {
         "95 % intervals against the embedding of 100,000 cells of the law: mean and worst coordinate, and the embedding's "
         "bias in standard deviations at that n with and without the jackknife's correction. `standard_errors.py`",
     ),
+    "size_law": (
+        "Standard deviation of the embedding by number of cells, for every encoder",
+        "Slope of its logarithm over that of the number of cells, from 10 to `largest n` (mean and range over laws and seeds; the paper: -0.493), "
+        "and coverage of 95 % intervals, mean and worst coordinate; Gaussian laws in 5 dimensions. `size_law.py`",
+    ),
     "two_sample": (
         "Two-sample tests",
         "Share of pairs with p at most 0.05 (`null`: the two populations have one law), against permutation tests on the same latents. "

@@ -13,6 +13,7 @@ RUNS = (
     ("generation",),
     ("generation", "--generator", "vae", "--name", "generation_vae"),
     ("standard_errors",),
+    ("size_law", "--seeds", "2"),
     ("two_sample",),
     ("retrieval",),
     ("generation", "--n-latent", "10", "--sets", "tapseq,norman", "--name", "generation_latent10"),

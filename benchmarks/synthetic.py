@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-from _common import options, report
+from _common import options, report, seeds
 from _digits import choose_rows, digits_file, draw_images, load_digits
 from _suites import embed_points, fit_model, free_estimators, gaussian_truth
 from _zeros import run_zeros
@@ -76,7 +76,7 @@ def run_simplex(arguments) -> None:
     rows = []
     for trials in (1, 20):
         own = gaussian_truth([Categorical(p, trials) for p in GRID], PAIRS)
-        for seed in range(arguments.seeds):
+        for seed in seeds(arguments):
             rng = np.random.default_rng([seed, trials, 55])
             train = draw([Categorical(p, trials) for p in rng.dirichlet(np.ones(3), N_TRAIN)], SIZE_TRAIN, rng)
             test = draw([Categorical(p, trials) for p in GRID], SIZE_TEST, rng)
@@ -112,7 +112,7 @@ def over_seeds(table: pd.DataFrame, keys: list[str], others: list[str]) -> pd.Da
 
 def run_prior(arguments) -> None:
     rows = []
-    for seed in range(arguments.seeds):
+    for seed in seeds(arguments):
         test = draw([Categorical(p) for p in GRID], SIZE_TEST, np.random.default_rng([seed, 56]))
         for power in range(-5, 6):
             rng = np.random.default_rng([seed, power + 5, 57])
@@ -138,7 +138,7 @@ def run_mnist(arguments) -> None:
         print("mnist: skipped, SCGDE_DATA_DIR has no images/mnist_5k.csv.gz")
         return
     rows = []
-    for seed in range(arguments.seeds):
+    for seed in seeds(arguments):
         rng = np.random.default_rng([seed, 58])
         (x, y), (x_test, y_test) = load_digits(path, rng)
         laws = rng.dirichlet(np.ones(3), N_TRAIN)
@@ -177,6 +177,6 @@ def run_mnist(arguments) -> None:
 PARTS = {"mnist": run_mnist, "simplex": run_simplex, "prior": run_prior, "zeros": run_zeros}
 
 if __name__ == "__main__":
-    arguments = options(__doc__, part="simplex,prior,mnist,zeros")
+    arguments = options(__doc__, part="simplex,prior,mnist,zeros", **{"first-seed": 0})
     for part in arguments.part.split(","):
         PARTS[part](arguments)

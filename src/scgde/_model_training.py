@@ -177,7 +177,8 @@ class TrainingMixin:
             torch.manual_seed(seed)
             plan = GDETrainingPlan(self.module, epochs, seed=seed, n_contrasts=n_contrasts, **options)
         if not learned:
-            prepare_population_phase(self.module, datamodule)
+            # their latent being fixed, further training goes on from what is there
+            prepare_population_phase(self.module, datamodule, further=self.is_trained_)
         if early_stopping:
             trainer_kwargs["callbacks"] = [*trainer_kwargs.get("callbacks", []), PhaseEarlyStopping()]
         if datamodule.n_val:

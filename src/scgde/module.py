@@ -48,7 +48,7 @@ class GDEModule(BaseModuleClass):
     skeleton
         Whether generators work in the frame of each population, and not in one that all share.
     isometry_weight, generator_weight
-        Weights of the terms of the population phase.
+        Weights of the terms of the population phase. A generator of weight zero is not trained.
     """
 
     def __init__(
@@ -127,8 +127,10 @@ class GDEModule(BaseModuleClass):
     # ------------------------------------------------------------ populations
 
     @torch.no_grad()
-    def fit_populations(self, mean: Tensor, sd: Tensor, codes: Tensor, is_training: Tensor, set_size: int) -> None:
-        """Closed-form start of the population phase.
+    def fit_populations(
+        self, mean: Tensor, sd: Tensor, codes: Tensor, is_training: Tensor, set_size: int, *, further: bool = False
+    ) -> None:
+        """Targets and closed-form start of the population phase.
 
         Parameters
         ----------
@@ -140,13 +142,16 @@ class GDEModule(BaseModuleClass):
             Whether each population trains, ``(n_populations,)``; the others only serve validation.
         set_size
             Number of cells in a training set at most.
+        further
+            Keep encoder and skeleton as they are: they have been trained on this latent.
         """
         k = is_training.shape[0]
         raw = PopulationMoments.from_cells(mean, codes, k)
         rows = is_training[codes]
         labels, dense = torch.unique(codes[rows], return_inverse=True)
         training = raw.select(labels)
-        self.set_encoder.fit(mean[rows], dense, training, set_size)
+        if not further:
+            self.set_encoder.fit(mean[rows], dense, training, set_size)
         pooled, coefficient = training.pooled_covariance(), training.shrinkage()
         self.embedding_moments = raw
         if self.geometry == "isometric" and self.set_encoder.wants_exact_targets:
@@ -157,6 +162,8 @@ class GDEModule(BaseModuleClass):
         self.frame_moments = PopulationMoments(raw.n, raw.mean, cov)
         if not self.has_skeleton:
             self.frame_moments = _shared_frame(mean[rows], sd[rows], k)
+        if further:
+            return
         z = self.set_encoder(mean[rows], dense, n_sets=len(labels))
         inverse = self.set_encoder.inverse() if self.has_skeleton else None
         self.skeleton.fit(z, moment_vector(self.frame_moments.select(labels)), inverse)
@@ -181,14 +188,16 @@ class GDEModule(BaseModuleClass):
         if self.has_skeleton:
             moments = self.skeleton.loss(z if self.geometry == "emergent" else z.detach(), moment_vector(target))
 
-        rows = torch.ones_like(segment, dtype=torch.bool) if scored is None else scored
-        noise = torch.randn(mean.shape, generator=generator, dtype=mean.dtype, device=mean.device)
-        u, codes = (mean + sd * noise)[rows], segment[rows]
-        y = into_frame(u, target, codes)
-        generated = self.generator.loss(y, self.skeleton.condition(z)[codes], codes, generator)
-        # a population of one cell has no shape to learn; sets weigh alike whatever their size
-        has_shape = (target.n > 1.5)[codes]
-        generated = (generated * has_shape).sum() / has_shape.sum().clamp_min(1)
+        generated = z.new_zeros(())
+        if self.generator_weight:  # most of a step's time
+            rows = torch.ones_like(segment, dtype=torch.bool) if scored is None else scored
+            noise = torch.randn(mean.shape, generator=generator, dtype=mean.dtype, device=mean.device)
+            u, codes = (mean + sd * noise)[rows], segment[rows]
+            y = into_frame(u, target, codes)
+            generated = self.generator.loss(y, self.skeleton.condition(z)[codes], codes, generator)
+            # a population of one cell has no shape to learn; sets weigh alike whatever their size
+            has_shape = (target.n > 1.5)[codes]
+            generated = (generated * has_shape).sum() / has_shape.sum().clamp_min(1)
 
         loss = self.generator_weight * generated + moments
         terms = {"generator": generated.detach(), "moments": moments.detach()}

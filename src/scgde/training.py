@@ -271,8 +271,11 @@ class GDETrainingPlan(pl.LightningModule):
         self.phase_start = self.global_step
 
 
-def prepare_population_phase(module: GDEModule, data: PopulationDataModule) -> None:
-    """Scale the latent, encode all cells, hand their latents to the data module and fit what has a closed form."""
+def prepare_population_phase(module: GDEModule, data: PopulationDataModule, *, further: bool = False) -> None:
+    """Scale the latent, encode all cells, hand their latents to the data module and fit what has a closed form.
+
+    With ``further`` encoder and skeleton stay as they have been trained.
+    """
     from scgde.inference import encode_cells
 
     _fit_scale(module, data)
@@ -303,6 +306,7 @@ def prepare_population_phase(module: GDEModule, data: PopulationDataModule) -> N
         codes[used].to(device),
         trains.to(device),
         set_size=data.sampler.cells_per_population,
+        further=further,
     )
 
 

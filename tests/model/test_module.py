@@ -69,6 +69,26 @@ def test_losses_are_finite_and_their_gradients_reach_encoder_and_generator(cells
     assert all(torch.isfinite(p.grad).all() for p in module.parameters() if p.grad is not None)
 
 
+def test_without_weight_the_generator_is_not_trained_and_the_encoder_learns_from_moments(cells):
+    module = make_module(cells, geometry="emergent", generator_weight=0.0)
+    terms = module.population_loss(make_batch(cells))
+    terms["loss"].backward()
+    assert float(terms["generator"]) == 0 and float(terms["loss"]) == float(terms["moments"])
+    assert all(p.grad is None for p in module.generator.parameters())
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in module.set_encoder.parameters())
+
+
+def test_further_training_has_new_targets_and_keeps_encoder_and_skeleton(cells):
+    module = make_module(cells)
+    with torch.no_grad():
+        module.skeleton.linear.weight.add_(0.1)
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    u, codes = cells[0] + 1, cells[1]
+    module.fit_populations(u, torch.zeros_like(u), codes, torch.ones(K, dtype=torch.bool), N, further=True)
+    assert all(torch.equal(before[name], value) for name, value in module.state_dict().items())
+    torch.testing.assert_close(module.frame_moments.mean, PopulationMoments.from_cells(u, codes, K).mean)
+
+
 def test_emergent_geometry_has_no_isometry_term(cells):
     assert "isometry" not in make_module(cells, geometry="emergent").population_loss(make_batch(cells))
 

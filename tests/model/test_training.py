@@ -198,6 +198,34 @@ def test_bad_expression_weights(value, make_cells, make_model):
         make_model(make_cells(6), expression_weight=value)
 
 
+@pytest.mark.parametrize("value", [True, None, "1", float("nan"), float("inf"), -1], ids=repr)
+def test_bad_generator_weights(value, make_cells, make_model):
+    with pytest.raises(ValueError, match="generator_weight"):
+        make_model(make_cells(6), generator_weight=value)
+
+
+def test_a_model_needs_something_to_learn_from(make_cells, make_model):
+    with pytest.raises(ValueError, match="nothing to learn"):
+        make_model(make_cells(6), generator_weight=0, skeleton=False, geometry="emergent")
+
+
+def test_the_weight_of_the_generator_is_saved_with_the_model(make_cells, quick_model, tmp_path):
+    model = quick_model(make_cells(6), train_options={"max_epochs": 2}, generator_weight=0)
+    assert model.history["generator_train"].to_numpy(dtype=float)[-1] == 0
+    model.save(tmp_path / "model")
+    loaded = scgde.GDEModel.load(tmp_path / "model", model.adata, accelerator="cpu")
+    assert loaded.module.generator_weight == model.module.generator_weight == 0
+
+
+def test_further_training_on_continuous_rows_goes_on_from_the_skeleton(make_cells, make_model, train):
+    adata = make_cells(6)
+    adata.obsm["X_rows"] = np.log1p(adata.X.toarray()[:, :3])
+    model = train(make_model(adata, {"obsm_key": "X_rows"}), 2)
+    weight = model.module.skeleton.linear.weight.detach().clone()
+    train(model, 1, plan_kwargs={"lr_sets": 0.0})
+    assert torch.equal(model.module.skeleton.linear.weight, weight)
+
+
 @pytest.mark.parametrize("phase", ["cell", "population"])
 def test_interruption_keeps_what_was_learned(phase, make_cells, make_model, train):
     class Interrupt(pl.Callback):
