@@ -58,7 +58,7 @@ def test_before_any_step_generated_cells_have_the_moments_of_their_population(ce
     assert (made.cov.diagonal(dim1=1, dim2=2).sqrt() / scale - 1).abs().mean() < 0.1
 
 
-@pytest.mark.parametrize("generator", ["flow", "energy"])
+@pytest.mark.parametrize("generator", ["flow", "energy", "mixture"])
 def test_generated_cells_have_the_moments_of_the_skeleton_whatever_the_generator(cells, generator):
     module = make_module(cells, generator=generator)
     noise = torch.Generator().manual_seed(1)
