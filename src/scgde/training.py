@@ -31,9 +31,6 @@ SET_STEPS = 800
 SET_PASSES = 300
 """Epochs of the population phase at most: beyond, a flow learns the cells of a few small populations by heart."""
 
-SKELETON_SETS = 2048
-"""Sets that the skeleton is fitted to when training is done."""
-
 MAX_SCALE_SAMPLE = 2_000_000
 """Entries of the sample of rows that the scale of the latent is measured on, at most."""
 
@@ -309,10 +306,10 @@ def prepare_population_phase(module: GDEModule, data: PopulationDataModule) -> N
     )
 
 
-def finish_population_phase(module: GDEModule, data: PopulationDataModule) -> None:
+def finish_population_phase(module: GDEModule, data: PopulationDataModule, n_sets: int = 2048) -> None:
     """Fit the skeleton to what the set encoder has become, on sets as in training."""
     module.fit_skeleton(
-        {name: value.to(module.device) for name, value in batch.items()} for batch in data.training_sets(SKELETON_SETS)
+        {name: value.to(module.device) for name, value in batch.items()} for batch in data.training_sets(n_sets)
     )
 
 

@@ -123,7 +123,9 @@ class Generator(nn.Module):
         TypeError
             If the generator has no density.
         """
-        message = f"{type(self).__name__} has no density; use generator='flow' or 'mixture' (exact) or 'vae' (a lower bound)."
+        message = (
+            f"{type(self).__name__} has no density; use generator='flow' or 'mixture' (exact) or 'vae' (a lower bound)."
+        )
         raise TypeError(message)
 
 
