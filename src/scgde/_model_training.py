@@ -23,6 +23,7 @@ from scgde.training import (
     PhaseEarlyStopping,
     cell_pass_limit,
     default_epochs,
+    finish_population_phase,
     prepare_population_phase,
 )
 
@@ -254,6 +255,8 @@ class TrainingMixin:
                     "they start. Train longer, or use max_epochs=, which leaves a share to both phases."
                 )
                 warnings.warn(message, UserWarning, stacklevel=3)
+            else:
+                finish_population_phase(self.module, data)
             return
         except (KeyboardInterrupt, SystemExit, RuntimeError) as stop:
             # Lightning turns Ctrl-C into SystemExit(1) and ignores further ones: both would end a notebook's kernel. Between
@@ -270,6 +273,8 @@ class TrainingMixin:
         )
         if plan.in_cell_phase:
             prepare_population_phase(self.module, data)
+        else:
+            finish_population_phase(self.module, data)
         self.train_indices, self.validation_indices, self.test_indices = data.train_idx, data.val_idx, data.test_idx
         self.module.eval()
         self.is_trained_ = True

@@ -74,7 +74,7 @@ class GDEModel(TrainingMixin, ModelFilesMixin, EmbeddingMixin, GenerationMixin, 
         ``"induced_attention"`` (linear).
     generator
         Generator: ``"flow"`` (the default; the fastest to train among those that can transport cells), ``"diffusion"``,
-        ``"vae"``, ``"gan"``, or one trained by a distance between sets: ``"sliced_wasserstein"``, ``"sinkhorn"``, ``"mmd"``,
+        ``"mixture"``, ``"vae"``, ``"gan"``, or one trained by a distance between sets: ``"sliced_wasserstein"``, ``"sinkhorn"``, ``"mmd"``,
         ``"energy"``.
     gene_likelihood
         ``"zinb"``, ``"nb"`` or ``"poisson"`` for counts, ``"normal"`` for continuous rows. By default ``"zinb"``, and

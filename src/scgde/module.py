@@ -16,11 +16,17 @@ from scgde.encoders import ENCODERS
 from scgde.encoders.base import GatedEncoder
 from scgde.generators import GENERATORS, AffineSkeleton
 from scgde.geometry import ExactTargets, held_out_sets, isometry_loss
-from scgde.moments import PopulationMoments, moment_vector
+from scgde.moments import PopulationMoments, moment_vector, to_vector
 from scgde.observations import Context, ObservationModel
+from scgde.ot import sqrtm_psd
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from torch.distributions import Distribution
+
+MIN_VARIANCE = 0.04
+"""Least variance of a generator's output that is scaled up to one: less is no spread, but none learned."""
 
 
 PARSIMONY = 0.2
@@ -76,6 +82,7 @@ class GDEModule(BaseModuleClass):
         # moments of the training populations: targets of the population phase, not part of the model
         self.embedding_moments: PopulationMoments | None = None
         self.frame_moments: PopulationMoments | None = None
+        self.pooled_covariance: Tensor | None = None
         self.exact_targets: ExactTargets | None = None
 
     # ------------------------------------------------------------------ cells
@@ -153,20 +160,43 @@ class GDEModule(BaseModuleClass):
         if not further:
             self.set_encoder.fit(mean[rows], dense, training, set_size)
         pooled, coefficient = training.pooled_covariance(), training.shrinkage()
-        self.embedding_moments = raw
+        self.embedding_moments, self.pooled_covariance = raw, pooled
         if self.geometry == "isometric" and self.set_encoder.wants_exact_targets:
             self.exact_targets = ExactTargets.from_cells(mean[rows], codes[rows], k)
         # cells are generated from their posterior, which is wider than its mean: law of total variance
         extra = torch.diag_embed(segment_mean(sd.square(), codes, k))
-        cov = raw.shrunk(coefficient, pooled).cov + extra
-        self.frame_moments = PopulationMoments(raw.n, raw.mean, cov)
+        # the frames that generators learn in: shrunk, since a few cells span no frame
+        self.frame_moments = PopulationMoments(raw.n, raw.mean, raw.shrunk(coefficient, pooled).cov + extra)
         if not self.has_skeleton:
             self.frame_moments = _shared_frame(mean[rows], sd[rows], k)
         if further:
             return
         z = self.set_encoder(mean[rows], dense, n_sets=len(labels))
-        inverse = self.set_encoder.inverse() if self.has_skeleton else None
-        self.skeleton.fit(z, moment_vector(self.frame_moments.select(labels)), inverse)
+        self.skeleton.whiten(z)
+        moments, inverse = self.frame_moments, None
+        if self.has_skeleton:
+            inverse = self.set_encoder.inverse()
+            if self.geometry == "isometric":  # see _set_vectors
+                moments = PopulationMoments(raw.n, raw.mean, raw.shrunk(0.0, pooled).cov + extra)
+        self.skeleton.fit(z, moment_vector(moments.select(labels)), inverse)
+
+    @torch.no_grad()
+    def fit_skeleton(self, batches: Iterable[dict[str, Tensor]]) -> None:
+        """Fit the skeleton in closed form to the embeddings of sets ``batches``, as they have become in training.
+
+        Steps of an optimiser leave moments with an error that is small beside the differences of means and large beside those of
+        spreads. In isometric geometry nothing else depends on the skeleton, so that it may be replaced at the end.
+        """
+        if not self.has_skeleton or self.geometry == "emergent":
+            return
+        z, vectors = [], []
+        for batch in batches:
+            mean, segment, sources = batch[BATCH_KEYS.U_MEAN], batch[BATCH_KEYS.SEGMENT], batch[BATCH_KEYS.SOURCES]
+            z.append(self.set_encoder(mean, segment, n_sets=len(sources)))
+            vectors.append(
+                self._set_vectors(mean, batch[BATCH_KEYS.U_SD], segment, sources, batch[BATCH_KEYS.SOURCE_WEIGHTS])
+            )
+        self.skeleton.fit(torch.cat(z), torch.cat(vectors), self.set_encoder.inverse())
 
     def population_loss(self, batch: dict[str, Tensor], generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """Loss of the population phase on K ragged sets.
@@ -185,8 +215,12 @@ class GDEModule(BaseModuleClass):
 
         target = self.frame_moments.mixtures(sources, weights)
         moments = z.new_zeros(())
-        if self.has_skeleton:
-            moments = self.skeleton.loss(z if self.geometry == "emergent" else z.detach(), moment_vector(target))
+        if self.has_skeleton and self.geometry == "emergent":
+            # the encoder learns to tell the law of the whole population from a part of it
+            moments = self.skeleton.loss(z, moment_vector(target))
+        elif self.has_skeleton:
+            vectors = self._set_vectors(mean[encoded], sd[encoded], segment[encoded], sources, weights)
+            moments = self.skeleton.loss(z.detach(), vectors)
 
         generated = z.new_zeros(())
         if self.generator_weight:  # most of a step's time
@@ -207,6 +241,23 @@ class GDEModule(BaseModuleClass):
             loss = loss + self.isometry_weight * isometry + of_gate
             terms["isometry"] = isometry.detach()
         return {"loss": loss, **terms}
+
+    def _set_vectors(self, mean: Tensor, sd: Tensor, segment: Tensor, sources: Tensor, weights: Tensor) -> Tensor:
+        """Moment vectors of the cells of each set, which are what the skeleton reads off the set's embedding, ``(K, m)``.
+
+        Those of whole populations, of which sets are parts, would teach it to pull spreads towards the average as far as a
+        part asks for, and it would go on to do so where a whole population is embedded.
+        """
+        assert self.embedding_moments is not None and self.pooled_covariance is not None
+        k = len(sources)
+        moments = PopulationMoments.from_cells(mean, segment, k)
+        # Embeddings do not know the number of cells, and see covariances with divisor n. What is lost by it is made up for as
+        # a whole population asks for, since whole populations will be embedded.
+        n = self.embedding_moments.mixtures(sources, weights).n.clamp_min(2)
+        factor = (moments.n - 1) / moments.n * n / (n - 1)
+        moments = PopulationMoments(moments.n, moments.mean, moments.cov * factor[:, None, None])
+        cov = moments.shrunk(0.0, self.pooled_covariance).cov  # one cell has no spread: the average one
+        return to_vector(moments.mean, sqrtm_psd(cov + torch.diag_embed(segment_mean(sd.square(), segment, k))))
 
     def _embed_training_sets(self, u: Tensor, segment: Tensor, sources: Tensor, weights: Tensor) -> _EmbeddedSets:
         k, encoder = len(sources), self.set_encoder
@@ -240,11 +291,28 @@ class GDEModule(BaseModuleClass):
 
     # ------------------------------------------------------------- generation
 
+    def frame(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Origin ``(K, n_latent)`` and axes ``(K, n_latent, n_latent)`` of the generator's output for ``z`` ``(K, n_embedding)``.
+
+        Generated ``y`` becomes the latent ``origin + axes @ y``. Nothing in a generator's loss holds it to mean zero and
+        covariance one; its own moments are therefore taken out, and those of the skeleton put in: generated cells have
+        the mean and the covariance that the skeleton reads off the embedding, whatever the generator.
+        """
+        mean, root = self.skeleton(z)
+        if not self.has_skeleton:
+            return mean, root
+        own_mean, own_cov = self.generator.moments(self.skeleton.condition(z))
+        values, vectors = torch.linalg.eigh(own_cov.double())
+        inverse = (vectors * values.clamp_min(MIN_VARIANCE).rsqrt()[:, None, :]) @ vectors.mT
+        axes = root @ inverse.to(root.dtype)
+        return mean - torch.einsum("kij,kj->ki", axes, own_mean), axes
+
     def sample_latent(self, z: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """One latent ``(cells, n_latent)`` for each row of ``z`` ``(cells, n_embedding)``."""
-        mean, root = self.skeleton(z)
-        y = self.generator.sample(self.skeleton.condition(z), generator)
-        return mean + torch.einsum("nij,nj->ni", root, y)
+        z, codes = torch.unique(z, dim=0, return_inverse=True)
+        origin, axes = self.frame(z)
+        y = self.generator.sample(self.skeleton.condition(z)[codes], generator)
+        return origin[codes] + torch.einsum("nij,nj->ni", axes[codes], y)
 
     def transport_latent(self, u: Tensor, z_source: Tensor, z_target: Tensor) -> Tensor:
         r"""Latents ``(cells, n_latent)`` of cells of one population, carried to another.
@@ -268,14 +336,14 @@ class GDEModule(BaseModuleClass):
             If the generator cannot be run backwards.
         """
         z = torch.stack([z_source, z_target])
-        (mean_source, mean_target), roots = self.skeleton(z)
-        root_source, root_target = roots.double()
+        (origin_source, origin_target), (axes_source, axes_target) = self.frame(z)
+        root_source, root_target = self.skeleton(z)[1].double()
         source, target = (c.expand(len(u), -1) for c in self.skeleton.condition(z))
-        y = torch.linalg.solve(root_source, (u - mean_source).double().T).T.to(u.dtype)
+        y = torch.linalg.solve(axes_source.double(), (u - origin_source).double().T).T.to(u.dtype)
         noise = self.generator.invert(y, source)
         left, _, right = torch.linalg.svd(root_target @ root_source)
         noise = noise @ (left @ right).T.to(u.dtype)
-        return mean_target + self.generator.push(noise, target) @ root_target.to(u.dtype)
+        return origin_target + self.generator.push(noise, target) @ axes_target.T
 
     def log_prob_latent(
         self,
@@ -303,12 +371,12 @@ class GDEModule(BaseModuleClass):
         -------
         ``(cells,)``.
         """
-        mean, root = self.skeleton(z)
+        origin, axes = self.frame(z)
         inverse, log_det = (
-            torch.linalg.inv(root.double()).to(u.dtype),
-            torch.linalg.slogdet(root.double())[1].to(u.dtype),
+            torch.linalg.inv(axes.double()).to(u.dtype),
+            torch.linalg.slogdet(axes.double())[1].to(u.dtype),
         )
-        y = torch.einsum("nij,nj->ni", inverse[codes], u - mean[codes])
+        y = torch.einsum("nij,nj->ni", inverse[codes], u - origin[codes])
         condition = self.skeleton.condition(z)[codes]
         return self.generator.log_prob(y, condition, n_samples=n_samples, generator=generator) - log_det[codes]
 

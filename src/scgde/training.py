@@ -310,6 +310,13 @@ def prepare_population_phase(module: GDEModule, data: PopulationDataModule, *, f
     )
 
 
+def finish_population_phase(module: GDEModule, data: PopulationDataModule, n_sets: int = 2048) -> None:
+    """Fit the skeleton to what the set encoder has become, on sets as in training."""
+    module.fit_skeleton(
+        {name: value.to(module.device) for name, value in batch.items()} for batch in data.training_sets(n_sets)
+    )
+
+
 def _fit_scale(module: GDEModule, data: PopulationDataModule) -> None:
     """Scale the axes of the latent by a sample of the training cells that are in populations."""
     from scgde.generation import make_context

@@ -13,6 +13,8 @@ from scgde._constants import BATCH_KEYS
 from scgde.data.sampler import PopulationSampler, SetBatch
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from torch import Tensor
 
     from scgde.data.cells import CellTable
@@ -136,6 +138,21 @@ class PopulationDataModule(pl.LightningDataModule):
             batch[BATCH_KEYS.SCORED] = torch.from_numpy(scored)
         return batch
 
+    def training_sets(self, n: int) -> Iterator[dict[str, Tensor]]:
+        """Batches of about ``n`` training sets in all, as the first epochs hold them."""
+        left, epoch = n, 0
+        while left > 0:
+            for sets in self.sampler.epoch(epoch):
+                yield self.set_batch(self._of_table(sets))
+                left -= len(sets.sources)
+                if left <= 0:
+                    return
+            epoch += 1
+
+    def _of_table(self, sets: SetBatch) -> SetBatch:
+        """Sets drawn among the training cells, by rows of the table."""
+        return SetBatch(self.train_idx[sets.rows], sets.segment, sets.sources, sets.weights)
+
     def _cell_batches(self, epoch: int) -> list[np.ndarray]:
         order = np.random.default_rng([self.seed, epoch]).permutation(self.train_idx)
         # equal shares: a last batch of a few cells would take a full optimiser step on them
@@ -180,9 +197,7 @@ class _Batches(Dataset):
     def __getitem__(self, i: int) -> dict[str, Tensor]:
         batch = self.batches[i]
         if isinstance(batch, SetBatch):
-            # sets were drawn among the training cells
-            rows = self.module.train_idx[batch.rows]
-            return self.module.set_batch(SetBatch(rows, batch.segment, batch.sources, batch.weights))
+            return self.module.set_batch(self.module._of_table(batch))
         if isinstance(batch, _Scored):
             return self.module.cell_batch(batch.indices)
         if isinstance(batch, tuple):

@@ -4,6 +4,7 @@ from scgde.generators.base import Generator
 from scgde.generators.diffusion import DiffusionGenerator
 from scgde.generators.flow import FlowGenerator
 from scgde.generators.gan import GANGenerator
+from scgde.generators.mixture import MixtureGenerator
 from scgde.generators.skeleton import AffineSkeleton
 from scgde.generators.transport import (
     EnergyGenerator,
@@ -22,6 +23,7 @@ GENERATORS: dict[str, type[Generator]] = {
     "mmd": MMDGenerator,
     "energy": EnergyGenerator,
     "gan": GANGenerator,
+    "mixture": MixtureGenerator,
 }
 
 __all__ = [
@@ -33,6 +35,7 @@ __all__ = [
     "GANGenerator",
     "Generator",
     "MMDGenerator",
+    "MixtureGenerator",
     "SinkhornGenerator",
     "SlicedWassersteinGenerator",
     "VAEGenerator",

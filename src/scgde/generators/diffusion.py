@@ -47,11 +47,6 @@ class DiffusionGenerator(Generator):
         predicted = self.velocity(angle.cos() * y + angle.sin() * noise, angle, condition)
         return (predicted - (angle.cos() * noise - angle.sin() * y)).square().mean(dim=1)
 
-    def sample(self, condition: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        shape = (condition.shape[0], self.n_latent)
-        noise = torch.randn(shape, generator=generator, dtype=condition.dtype, device=condition.device)
-        return self.push(noise, condition)
-
     def push(self, noise: Tensor, condition: Tensor) -> Tensor:
         return self._integrate(noise, condition, math.pi / 2, 0.0)
 

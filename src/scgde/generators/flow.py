@@ -12,6 +12,9 @@ from torch import Tensor, nn
 from scgde._networks import mlp, with_trace
 from scgde.generators.base import Generator
 
+MAX_COUPLED = 256
+"""Cells of a set that are assigned to noise at once, at most."""
+
 
 class FlowGenerator(Generator):
     """A velocity field that carries a standard normal to a population, trained by flow matching.
@@ -66,11 +69,6 @@ class FlowGenerator(Generator):
         predicted = self.velocity((1 - t) * noise + t * y, t, condition)
         return (predicted - (y - noise)).square().mean(dim=1)
 
-    def sample(self, condition: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        shape = (condition.shape[0], self.n_latent)
-        noise = torch.randn(shape, generator=generator, dtype=condition.dtype, device=condition.device)
-        return self.push(noise, condition)
-
     def push(self, noise: Tensor, condition: Tensor) -> Tensor:
         return self._integrate(noise, condition, 0.0, 1.0)
 
@@ -112,14 +110,16 @@ class FlowGenerator(Generator):
 def couple(noise: Tensor, y: Tensor, segment: Tensor) -> Tensor:
     """Reorder ``noise`` within each set so that its total squared distance to ``y`` is least.
 
-    Rows of a set need not be adjacent. The assignment carries no gradient.
+    Rows of a set need not be adjacent. The assignment carries no gradient. Its cost is cubic in the size of a set, so that
+    large sets are coupled in parts of at most ``MAX_COUPLED`` cells; any coupling teaches the right law.
     """
     codes = segment.cpu().numpy()
     order = np.argsort(codes, kind="stable")
     bounds = np.flatnonzero(np.diff(codes[order])) + 1
     matched = torch.empty(len(codes), dtype=torch.long)
     with torch.no_grad():
-        for rows in np.split(order, bounds):
+        sets = np.split(order, bounds)
+        for rows in (part for s in sets for part in np.array_split(s, max(-(-len(s) // MAX_COUPLED), 1))):
             index = torch.from_numpy(rows)
             if len(rows) == 0:
                 continue

@@ -40,7 +40,7 @@ class GANGenerator(DirectGenerator):
 
     def learning_rate_factor(self, name: str) -> float:
         # at equal rates the two chase each other in circles
-        return 1.0 if name.startswith("critic.") else 0.2
+        return 1.0 if name.startswith("critic.") else 0.2 * super().learning_rate_factor(name)
 
     def _judge(self, y: Tensor, context: Tensor) -> Tensor:
         return self.critic(torch.cat([y, context], dim=1))[:, 0]

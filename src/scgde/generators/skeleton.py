@@ -58,25 +58,33 @@ class AffineSkeleton(nn.Module):
         return (self.linear(z) - vector).square().sum(1).mean() / self.spread
 
     @torch.no_grad()
-    def fit(self, z: Tensor, vectors: Tensor, inverse: Tensor | None = None, ridge: float = 1e-3) -> None:
-        """Ridge regression of moment vectors ``(K, m)`` on embeddings ``(K, n_embedding)``, and the whitening of ``z``.
+    def fit(self, z: Tensor, vectors: Tensor, inverse: Tensor | None = None, ridge: float = 1e-7) -> None:
+        """Ridge regression of moment vectors ``(K, m)`` on embeddings ``(K, n_embedding)``.
 
         With the encoder's own linear ``inverse`` ``(m, n_embedding)``, the regression corrects it: along axes that training
-        populations do not differ in, a new population is decoded by it alone, where a plain regression would lose it.
+        populations do not differ in, a new population is decoded by it alone, where a plain regression would lose it. The
+        penalty is in units of the largest variance of ``z``; spreads have a ten-thousandth of the variance of means.
         """
         z64, v64 = z.double(), vectors.double()
         z_mean, v_mean = z64.mean(0), v64.mean(0)
         centred = z64 - z_mean
         gram = centred.T @ centred / max(len(z64) - 1, 1)
-        values, axes = torch.linalg.eigh(gram)
-        top = values[-1].clamp_min(1e-12)
+        top = torch.linalg.eigvalsh(gram)[-1].clamp_min(1e-12)
         eye = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
         start = torch.zeros_like(self.linear.weight, dtype=gram.dtype) if inverse is None else inverse.double()
         cross = centred.T @ (v64 - v_mean - centred @ start.T) / max(len(z64) - 1, 1)
-        weight = start + torch.linalg.solve(gram + ridge * 1e-2 * top * eye, cross).T
+        weight = start + torch.linalg.solve(gram + ridge * top * eye, cross).T
         self.linear.weight.copy_(weight)
         self.linear.bias.copy_(v_mean - weight @ z_mean)
         self.spread.copy_((v64 - v_mean).square().sum(1).mean().clamp_min(1e-8))
-        self.z_mean.copy_(z_mean)
-        # axes with under a thousandth of the largest spread are noise: do not blow them up
-        self.whitening.copy_((axes * (values.clamp_min(0) + ridge * top).rsqrt()) @ axes.T)
+
+    @torch.no_grad()
+    def whiten(self, z: Tensor, least: float = 1e-5) -> None:
+        """Set the whitening of embeddings ``(K, n_embedding)``.
+
+        Axes with less than a share ``least`` of the largest variance are not blown up as far: they may be noise.
+        """
+        centred = z.double() - z.double().mean(0)
+        values, axes = torch.linalg.eigh(centred.T @ centred / max(len(z) - 1, 1))
+        self.z_mean.copy_(z.double().mean(0))
+        self.whitening.copy_((axes * (values.clamp_min(0) + least * values[-1].clamp_min(1e-12)).rsqrt()) @ axes.T)

@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 
 
 class DirectGenerator(Generator):
-    """Noise to cells in one pass: a linear map that starts as the identity, plus a network that starts at zero.
+    """Noise to cells in one pass: an affine map that starts as the identity, plus a network that starts at zero.
+
+    The affine map depends on the condition, linearly: that spread changes from population to population is a product of
+    noise and condition, which a network of sums learns slowly.
 
     Parameters
     ----------
@@ -32,13 +35,24 @@ class DirectGenerator(Generator):
         # noise beyond the width of a cell lets one pass choose among clusters
         self.n_extra = 4
         self.network = mlp(n_latent + self.n_extra + n_condition, n_hidden, n_latent, zero=True)
+        self.modulation = nn.Linear(n_condition, n_latent * (n_latent + 1), bias=False)
         with torch.no_grad():
             self.skip.weight.copy_(torch.eye(n_latent))
+            self.modulation.weight.zero_()
 
-    def sample(self, condition: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        shape = (condition.shape[0], self.n_latent + self.n_extra)
-        noise = torch.randn(shape, generator=generator, dtype=condition.dtype, device=condition.device)
-        return self.skip(noise[:, : self.n_latent]) + self.network(torch.cat([noise, condition], dim=1))
+    def learning_rate_factor(self, name: str) -> float:
+        # a step changes it by as many entries as the condition has
+        return 0.2 if name.startswith("modulation.") else 1.0
+
+    @property
+    def n_noise(self) -> int:
+        return self.n_latent + self.n_extra
+
+    def push(self, noise: Tensor, condition: Tensor) -> Tensor:
+        straight = noise[:, : self.n_latent]
+        change = self.modulation(condition).unflatten(1, (self.n_latent, self.n_latent + 1))
+        affine = self.skip(straight) + torch.einsum("nij,nj->ni", change[:, :, 1:], straight) + change[:, :, 0]
+        return affine + self.network(torch.cat([noise, condition], dim=1))
 
 
 class SetLossGenerator(DirectGenerator):

@@ -50,13 +50,13 @@ class VAEGenerator(Generator):
         divergence = 0.5 * (mean.square() + log_var.exp() - 1 - log_var).sum(1)
         return (reconstruction + divergence) / self.n_latent
 
-    def sample(self, condition: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        def draw(width: int) -> Tensor:
-            shape = (condition.shape[0], width)
-            return torch.randn(shape, generator=generator, dtype=condition.dtype, device=condition.device)
+    @property
+    def n_noise(self) -> int:
+        return self.n_code + self.n_latent
 
-        expected = self._decode(draw(self.n_code), condition)
-        return expected + draw(self.n_latent) * torch.exp(self.log_noise)
+    def push(self, noise: Tensor, condition: Tensor) -> Tensor:
+        code, rest = noise.tensor_split([self.n_code], dim=1)
+        return self._decode(code, condition) + rest * torch.exp(self.log_noise)
 
     def log_prob(
         self, y: Tensor, condition: Tensor, *, n_samples: int = 64, generator: torch.Generator | None = None
