@@ -17,10 +17,12 @@ from _common import options, report
 from _suites import (
     N_TEST,
     N_TRAIN,
+    SIZE_CEILING,
     SIZE_TEST,
     SIZE_TRAIN,
     Suite,
     as_adata,
+    ceiling,
     draw_laws,
     draw_pairs,
     draw_points,
@@ -37,7 +39,7 @@ from scipy.stats import t as student
 import scgde
 
 SUITES = [(family, d, centred) for family in ("gaussians", "mixtures") for d in (2, 10) for centred in (False, True)]
-SIZE_LARGE, SIZE_CEILING = 1000, 500
+SIZE_LARGE = 1000
 LARGE_SEEDS, LARGE_PAIRS, LARGE_TRUTH = 3, 50, 5000
 """Draws, pairs and points of the truth of large mixtures: one exact distance of 5,000 points takes ten seconds."""
 
@@ -62,13 +64,6 @@ def tests_of(family: str, d: int, centred: bool, seed: int, arguments) -> list[t
 def n_trainings(family: str, d: int, centred: bool, arguments) -> int:
     """Draws that models are trained on: all where a paired gain over the free estimators is asked for to the third digit."""
     return arguments.draws if (family, d, centred) == ("gaussians", 10, True) else arguments.seeds
-
-
-def ceiling(suite: Suite, family: str, seed: int) -> np.ndarray:
-    """The best free estimator on another, larger draw of the same laws."""
-    x, codes = draw_points(suite.laws, SIZE_CEILING, np.random.default_rng([seed, 8]))
-    name = "Bures" if family == "gaussians" else "exact OT"
-    return free_estimators(x, codes, suite.pairs, exact=family == "mixtures")[name]
 
 
 def run_suite(family: str, d: int, centred: bool, seed: int, arguments) -> list[dict]:

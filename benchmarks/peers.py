@@ -6,8 +6,8 @@ more rows give it multiples of that (``--multiples``). Start-up, compilation and
 counted against it.
 
 Synthetic suites (``--part synthetic``): Gaussians and mixtures of three Gaussians in 2 and 10 dimensions, also with the mean of every
-population taken away. 256 populations of 128 points train, and pairs of 64 new populations of 64 points are scored by the rank
-correlation of latent distances with the true W2. Wasserstein Wormhole (Haviv et al. 2024, arXiv 2404.09411) gets the same points.
+population taken away, as in ``geometry.py``: 256 populations of 128 points train, and pairs of 64 new populations of 64 points are
+scored by the rank correlation of latent distances with the true W2. Wasserstein Wormhole (Haviv et al. 2024, arXiv 2404.09411) gets the same points.
 Its squared latent distance is fitted to a Sinkhorn divergence of squared costs; a rank correlation is the same for a distance and
 its square. One of its steps on all 128 points takes seconds on one core, so that the defaults would leave it a dozen steps. What it
 gets instead was chosen in its favour, by its score on the first seed: 32 points of every population, drawn anew in each step, a
@@ -30,85 +30,55 @@ import torch
 from _common import CellPCA, PseudobulkPCA, options, quiet_train, report
 from _environments import PINS, run_worker
 from _suites import (
-    Mixture,
-    draw_laws,
-    draw_pairs,
-    draw_points,
+    N_TEST,
+    N_TRAIN,
+    SIZE_CEILING,
+    SIZE_TEST,
+    SIZE_TRAIN,
+    ceiling,
+    draw_suite,
+    fit_model,
     free_estimators,
-    gaussian_truth,
-    mixture_truth,
+    model_distances,
     rank,
 )
-from anndata import AnnData
 from scipy.stats import t as student
 
 import scgde
 
-TRAIN, TEST = (256, 128), (64, 64)
 WORMHOLE = {"points": 32, "rate": 1e-3, "iterations": 200, "steps": 10**6}
 COUNTS = {"n_populations": 60, "cells_per_population": (30, 150), "n_genes": 300}
 LATENT_WIDTH = 10
-
-
-def cloud_adata(points: np.ndarray, codes: np.ndarray) -> AnnData:
-    """Points in ``obsm``; labels sort as the codes do."""
-    obs = pd.DataFrame({"population": [f"{k:06d}" for k in codes]}, index=np.arange(len(codes)).astype(str))
-    adata = AnnData(np.zeros((len(codes), 0), np.float32), obs=obs.astype("category"))
-    adata.obsm["points"] = points.astype(np.float32)
-    return adata
 
 
 def multiples(arguments) -> list[float]:
     return [float(x) for x in arguments.multiples.split(",")]
 
 
-def true_distances(
-    family: str, laws: list[Mixture], pairs: np.ndarray, n: int, name: str, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """True W2 of pairs, and its estimate from another draw of ``n`` points per law: the ceiling."""
-    if family == "gaussians":
-        x, codes = draw_points(laws, n, np.random.default_rng([seed, 2]))
-        return gaussian_truth(laws, pairs), free_estimators(x, codes, pairs, exact=False)["Bures"]
-    means = np.stack([law.moments()[0] for law in laws])
-    apart = np.linalg.norm(means[pairs[0]] - means[pairs[1]], axis=1)
-    draws = (
-        mixture_truth(laws, pairs, n, np.random.default_rng([seed, 1 + k]), f"{name}_{n}_{pairs.shape[1]}_{k}")
-        for k in range(2)
-    )
-    truth, again = (np.hypot(centred, apart) for centred in draws)
-    return truth, again
-
-
 def synthetic(family: str, d: int, centred: bool, seed: int, arguments) -> list[dict]:
     """Scores of one suite and seed."""
-    rng = np.random.default_rng([seed, d, family == "mixtures"])
-    laws = draw_laws(family, d, TRAIN[0], rng, centred=centred)
-    new = draw_laws(family, d, TEST[0], rng, centred=centred)
-    x, codes = draw_points(laws, TRAIN[1], rng)
-    y, new_codes = draw_points(new, TEST[1], rng)
-    pairs = draw_pairs(len(new), arguments.pairs, np.random.default_rng(seed))
-    truth, again = true_distances(family, new, pairs, arguments.truth, f"peers_{family}_{d}d_{seed}", seed)
+    n_pairs = arguments.pairs if family == "mixtures" else 2 * arguments.pairs
+    suite = draw_suite(family, d, centred, seed, n_pairs=n_pairs, n_truth=arguments.truth)
+    (x, codes), (y, new_codes), pairs = suite.train, suite.tests[SIZE_TEST], suite.pairs
     rows = []
 
     def add(method: str, distance: np.ndarray, **seconds: float) -> None:
-        suite = f"{family}, {d}-d{', centred' if centred else ''}"
-        rows.append({"suite": suite, "seed": seed, "method": method, "spearman": rank(distance, truth), **seconds})
+        name = f"{family}, {d}-d{', centred' if centred else ''}"
+        score = rank(distance, suite.truth)
+        rows.append({"suite": name, "seed": seed, "method": method, "spearman": score, **seconds})
         print(rows[-1], flush=True)
 
-    adata, query = cloud_adata(x, codes), cloud_adata(y, new_codes)
-    scgde.GDEModel.setup_anndata(adata, "population", obsm_key="points")
-    model = scgde.GDEModel(adata)
-    used = quiet_train(model, max_epochs=arguments.epochs, seed=seed)
+    model = fit_model(x, codes, seed, epochs=arguments.epochs)
     start = time.process_time()
-    latent = model.get_population_distances(query).to_numpy()
+    latent = model_distances(model, y, new_codes, pairs)
     embedding = time.process_time() - start
-    add("scgde", latent[tuple(pairs)], train_s=used, embed_s=embedding)
+    add("scgde", latent, train_s=model.cpu_seconds, embed_s=embedding)
     for multiple in multiples(arguments):
         out = run_worker(
             "wormhole",
-            train=x.reshape(*TRAIN, d),
-            test=y.reshape(*TEST, d),
-            seconds=multiple * (arguments.cpu_seconds or used + embedding),
+            train=x.reshape(N_TRAIN, SIZE_TRAIN, d),
+            test=y.reshape(N_TEST, SIZE_TEST, d),
+            seconds=multiple * (arguments.cpu_seconds or model.cpu_seconds + embedding),
             seed=seed,
             **WORMHOLE,
         )
@@ -120,7 +90,7 @@ def synthetic(family: str, d: int, centred: bool, seed: int, arguments) -> list[
         )
     for name, distance in free_estimators(y, new_codes, pairs).items():
         add(name, distance)
-    add(f"ceiling: another draw of {arguments.truth} points", again)
+    add(f"ceiling: {SIZE_CEILING} other points", ceiling(suite, family, seed))
     return rows
 
 
@@ -210,8 +180,8 @@ if __name__ == "__main__":
         part="all",
         families="gaussians,mixtures",
         dimensions="2,10",
-        pairs=1000,
-        truth=1000,
+        pairs=150,
+        truth=2000,
         multiples="1,4",
         **{"cpu-seconds": 0.0},
     )

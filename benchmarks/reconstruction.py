@@ -75,9 +75,13 @@ def run_gaussians(arguments) -> None:
                     | moment_errors(clouds, laws)  # noqa: B023
                 )
 
-            add("floor: another draw of the law", [law.sample(N_POINTS, rng) for law in laws], "")
+            add("another draw of the law, sampled once", [law.sample(N_POINTS, rng) for law in laws], "")
             # sampled twice, as every method is: once to be embedded and once to be generated
-            add("own moments, normal", [rng.multivariate_normal(c.mean(0), np.cov(c.T), N_POINTS) for c in given], "")
+            add(
+                "floor: a normal of own moments",
+                [rng.multivariate_normal(c.mean(0), np.cov(c.T), N_POINTS) for c in given],
+                "",
+            )
             average = ot.sqrtm_psd(np.mean([np.cov(c.T) for c in given], axis=0))
             add("trivial: own mean, average covariance",
                 [c.mean(0) + rng.normal(size=c.shape) @ average for c in given], "")  # fmt: skip
