@@ -40,7 +40,7 @@ import scgde
 
 SUITES = [(family, d, centred) for family in ("gaussians", "mixtures") for d in (2, 10) for centred in (False, True)]
 SIZE_LARGE = 1000
-LARGE_SEEDS, LARGE_PAIRS, LARGE_TRUTH = 3, 50, 5000
+LARGE_SEEDS, LARGE_PAIRS, LARGE_TRUTH = 2, 50, 5000
 """Draws, pairs and points of the truth of large mixtures: one exact distance of 5,000 points takes ten seconds."""
 
 UNTRAINED_PAIRS = 40

@@ -3,8 +3,8 @@ import pytest
 import torch
 
 from scgde._segments import segment_mean
+from scgde.generators.skeleton import into_frame
 from scgde.geometry import held_out_sets, isometry_loss
-from scgde.module import into_frame
 from scgde.moments import PopulationMoments, from_vector, moment_size, moment_vector, to_vector
 from scgde.ot import gaussian_wasserstein, pairwise_gaussian_wasserstein, sqrtm_psd
 

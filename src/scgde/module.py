@@ -15,6 +15,7 @@ from scgde._segments import segment_mean
 from scgde.encoders import ENCODERS
 from scgde.encoders.base import GatedEncoder
 from scgde.generators import GENERATORS, AffineSkeleton
+from scgde.generators.skeleton import into_frame, shared_frame
 from scgde.geometry import ExactTargets, held_out_sets, isometry_loss
 from scgde.moments import PopulationMoments, moment_vector, to_vector
 from scgde.observations import Context, ObservationModel
@@ -32,6 +33,16 @@ MIN_VARIANCE = 0.04
 PARSIMONY = 0.2
 """Share of the error that a correction must take away from held-out populations to be worth keeping: with a few dozen of them less
 is chance, and what a correction does to sets of another size than it was trained on is not seen at all."""
+
+
+@dataclass(frozen=True)
+class _EmbeddedSets:
+    """Embeddings ``z`` of the sets of a batch; of a gated encoder also its two terms and which sets do not train its correction."""
+
+    z: Tensor
+    held: Tensor | None = None
+    straight: Tensor | None = None
+    correction: Tensor | None = None
 
 
 class GDEModule(BaseModuleClass):
@@ -168,7 +179,7 @@ class GDEModule(BaseModuleClass):
         # the frames that generators learn in: shrunk, since a few cells span no frame
         self.frame_moments = PopulationMoments(raw.n, raw.mean, raw.shrunk(coefficient, pooled).cov + extra)
         if not self.has_skeleton:
-            self.frame_moments = _shared_frame(mean[rows], sd[rows], k)
+            self.frame_moments = shared_frame(mean[rows], sd[rows], k)
         if further:
             return
         z = self.set_encoder(mean[rows], dense, n_sets=len(labels))
@@ -379,38 +390,3 @@ class GDEModule(BaseModuleClass):
         y = torch.einsum("nij,nj->ni", inverse[codes], u - origin[codes])
         condition = self.skeleton.condition(z)[codes]
         return self.generator.log_prob(y, condition, n_samples=n_samples, generator=generator) - log_det[codes]
-
-
-@dataclass(frozen=True)
-class _EmbeddedSets:
-    """Embeddings ``z`` of the sets of a batch; of a gated encoder also its two terms and which sets do not train its correction."""
-
-    z: Tensor
-    held: Tensor | None = None
-    straight: Tensor | None = None
-    correction: Tensor | None = None
-
-
-def _shared_frame(mean: Tensor, sd: Tensor, n_populations: int) -> PopulationMoments:
-    """Moments of all cells together, as those of every population."""
-    everything = PopulationMoments.from_cells(mean, torch.zeros(len(mean), dtype=torch.long, device=mean.device), 1)
-    cov = everything.cov + torch.diag(sd.square().mean(0))
-    return PopulationMoments(
-        # so many that no correction for the number of cells applies
-        everything.n.new_full((n_populations,), 1e9),
-        everything.mean.expand(n_populations, -1),
-        cov.expand(n_populations, -1, -1),
-    )
-
-
-def into_frame(u: Tensor, moments: PopulationMoments, codes: Tensor) -> Tensor:
-    """Centre and whiten cells ``(cells, d)`` by the moments of their population.
-
-    Centred on their own mean, n cells have (n - 1) / n of the variance; the factor undoes it, so that small
-    populations are not taught to be narrow.
-    """
-    n = moments.n.clamp_min(2)[codes][:, None]
-    centred = (u - moments.mean[codes]) * (n / (n - 1)).sqrt()
-    values, axes = torch.linalg.eigh(moments.cov)
-    inverse = (axes * values.clamp_min(AffineSkeleton.floor**2).rsqrt()[:, None, :]) @ axes.mT
-    return torch.einsum("nij,nj->ni", inverse[codes], centred)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from scgde.moments import from_vector, moment_size
+from scgde.moments import PopulationMoments, from_vector, moment_size
 
 
 class AffineSkeleton(nn.Module):
@@ -88,3 +88,28 @@ class AffineSkeleton(nn.Module):
         values, axes = torch.linalg.eigh(centred.T @ centred / max(len(z) - 1, 1))
         self.z_mean.copy_(z.double().mean(0))
         self.whitening.copy_((axes * (values.clamp_min(0) + least * values[-1].clamp_min(1e-12)).rsqrt()) @ axes.T)
+
+
+def shared_frame(mean: Tensor, sd: Tensor, n_populations: int) -> PopulationMoments:
+    """Moments of all cells together, as those of every population."""
+    everything = PopulationMoments.from_cells(mean, torch.zeros(len(mean), dtype=torch.long, device=mean.device), 1)
+    cov = everything.cov + torch.diag(sd.square().mean(0))
+    return PopulationMoments(
+        # so many that no correction for the number of cells applies
+        everything.n.new_full((n_populations,), 1e9),
+        everything.mean.expand(n_populations, -1),
+        cov.expand(n_populations, -1, -1),
+    )
+
+
+def into_frame(u: Tensor, moments: PopulationMoments, codes: Tensor) -> Tensor:
+    """Centre and whiten cells ``(cells, d)`` by the moments of their population.
+
+    Centred on their own mean, n cells have (n - 1) / n of the variance; the factor undoes it, so that small
+    populations are not taught to be narrow.
+    """
+    n = moments.n.clamp_min(2)[codes][:, None]
+    centred = (u - moments.mean[codes]) * (n / (n - 1)).sqrt()
+    values, axes = torch.linalg.eigh(moments.cov)
+    inverse = (axes * values.clamp_min(AffineSkeleton.floor**2).rsqrt()[:, None, :]) @ axes.mT
+    return torch.einsum("nij,nj->ni", inverse[codes], centred)
