@@ -148,6 +148,15 @@ def test_influence_is_the_derivative_by_a_cells_weight(name, version):
     assert (z - encoder(u, segment)).abs().max() < 1e-12
 
 
+def test_influences_do_not_depend_on_how_many_sets_a_pass_holds(name, monkeypatch):
+    encoder, (u, segment) = make_encoder(name, dtype=torch.float64), make_sets(dtype=torch.float64)
+    z, psi = encoder.influence(u, segment, len(SIZES))
+    monkeypatch.setattr("scgde.encoders.base._COST_PER_PASS", 1)
+    again = encoder.influence(u, segment, len(SIZES))
+    # gathered single-precision buffers set the accuracy
+    torch.testing.assert_close(again, (z, psi), atol=1e-6, rtol=1e-5)
+
+
 def test_influences_average_to_zero_in_each_set(name):
     u, segment = make_sets(dtype=torch.float64)
     _, psi = make_encoder(name, dtype=torch.float64).influence(u, segment, len(SIZES))

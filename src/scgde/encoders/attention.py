@@ -53,6 +53,9 @@ class AttentionEncoder(DeepSetEncoder):
             h = h + network(self.norms[2 * i + 1](h))
         return h
 
+    def pass_cost(self, sizes: Tensor) -> Tensor:
+        return sizes.square() * (2 * self.n_heads * len(self.outputs))
+
     def attend(self, q: Tensor, k: Tensor, v: Tensor, segment: Tensor, n_sets: int, weight: Tensor | None) -> Tensor:
         """Attention within every set, ``(cells, n_hidden)``."""
         pieces = []

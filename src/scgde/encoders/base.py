@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from scgde.moments import PopulationMoments
 
 
+_COST_PER_PASS = 2**25
+
+
 class SetEncoder(nn.Module):
     r"""Map a set of cell latents to one vector, :math:`z = \phi(P_n)`.
 
@@ -106,6 +109,22 @@ class SetEncoder(nn.Module):
         -------
         ``(n_sets, n_embedding)`` embeddings and ``(cells, n_embedding)`` influences.
         """
+        sizes = torch.bincount(segment, minlength=n_sets)
+        z, psi = u.new_empty((n_sets, self.n_embedding)), u.new_empty((len(u), self.n_embedding))
+        # the graph of a pass is held for its derivatives: not all sets at once
+        passes = torch.cumsum(self.pass_cost(sizes), 0) // _COST_PER_PASS
+        for number in passes.unique():
+            chosen = passes == number
+            rows = chosen[segment]
+            codes = (torch.cumsum(chosen, 0) - 1)[segment[rows]]
+            z[chosen], psi[rows] = self._influence(u[rows], codes, int(chosen.sum()))
+        return z, psi
+
+    def pass_cost(self, sizes: Tensor) -> Tensor:
+        """Numbers that a pass through sets of ``sizes`` cells, ``(K,)``, holds for its derivative, about."""
+        return sizes * 1000
+
+    def _influence(self, u: Tensor, segment: Tensor, n_sets: int) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
             weight = torch.ones_like(u[:, 0]).requires_grad_(True)
             z = self(u.detach(), segment, weight, n_sets)

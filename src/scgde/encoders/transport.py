@@ -134,17 +134,9 @@ class TransportEncoder(GatedEncoder):
         remainder = (moved - start).flatten(1) * len(self.reference) ** -0.5
         return torch.cat([to_vector(mean, root), remainder], dim=1).to(u.dtype)
 
-    def influence(self, u: Tensor, segment: Tensor, n_sets: int) -> tuple[Tensor, Tensor]:
-        # the graph of all iterations is held for the derivative: few sets at once
-        z, psi = u.new_empty((n_sets, self.n_embedding)), u.new_empty((len(u), self.n_embedding))
-        sizes = torch.bincount(segment, minlength=n_sets)
-        group = torch.cumsum(sizes, 0) // max(_ENTRIES_PER_PASS // (4 * len(self.reference)), 1)
-        for g in group.unique():
-            chosen = group == g
-            rows = chosen[segment]
-            place = torch.cumsum(chosen, 0) - 1
-            z[chosen], psi[rows] = super().influence(u[rows], place[segment[rows]], int(chosen.sum()))
-        return z, psi
+    def pass_cost(self, sizes: Tensor) -> Tensor:
+        # a plan between all cells and the reference, kept for every iteration
+        return sizes * (16 * len(self.reference))
 
     def inverse(self) -> Tensor:
         return (self.axes[: self.n_moments] / self.gain.clamp_min(LEAST_GAIN)) @ self.projection
