@@ -77,6 +77,60 @@ TITLES = {
         "Slope of its logarithm over that of the number of cells, from 10 to `largest n` (mean and range over laws and seeds; the paper: -0.493), "
         "and coverage of 95 % intervals, mean and worst coordinate; Gaussian laws in 5 dimensions. `size_law.py`",
     ),
+    "geometry_gaussians": (
+        "Gaussian suites: rank correlation with the true distance",
+        "256 populations of 128 points train; pairs of 64 new populations of `n` points are scored against W2 in closed form (`error`: root mean square, over the "
+        "mean distance). `geometry.py --part suites`",
+    ),
+    "geometry_gaussians_gains": (
+        "Gaussian suites: gains over free estimators",
+        "Mean gain in rank correlation over the draws that models were trained on, with its 95 % interval. `geometry.py --part suites`",
+    ),
+    "geometry_mixtures": (
+        "Mixture suites: rank correlation with the true distance",
+        "Mixtures of three Gaussians; truth is exact transport between 2,000 fresh points (5,000 for populations of 1,000). "
+        "`geometry.py --part suites`",
+    ),
+    "geometry_mixtures_gains": (
+        "Mixture suites: gains over free estimators",
+        "As above. `geometry.py --part suites`",
+    ),
+    "geometry_small": (
+        "Small populations",
+        "Centred Gaussians in 10 dimensions: root mean square error of distances to the truth, over that of exact transport between the same points. "
+        "`geometry.py --part small`",
+    ),
+    "geometry_cost": (
+        "Cost of all pairs",
+        "All pairs of 2,000 populations of 200 cells; exact transport is timed on 300 pairs and scaled. `geometry.py --part cost`",
+    ),
+    "peers_synthetic": (
+        "Peers on points",
+        "Wasserstein Wormhole on the same draws, with the CPU seconds that scgde takes. `peers.py --part synthetic`",
+    ),
+    "peers_counts": (
+        "Peers on counts",
+        "MrVI on simulated counts, with the CPU seconds that scgde takes; all populations train. `peers.py --part counts`",
+    ),
+    "reconstruction_gaussians": (
+        "What comes back: Gaussians",
+        "Five dimensions, 10,000 points in and out of new populations: true W2 of the generated cloud's moments to the law's, and its parts; inverse Wishart "
+        "covariances of two scales. `reconstruction.py --part gaussians`",
+    ),
+    "reconstruction_mixtures": (
+        "What comes back: mixtures",
+        "Five dimensions, three components, 10,000 points in and out: squared mixture W2 (the paper: 1.82). `reconstruction.py --part mixtures`",
+    ),
+    "reconstruction_geodesics": (
+        "Paths between Gaussians",
+        "Error along the path between 200 pairs of populations of 10,000 points against McCann's geodesic of their laws, as a share of the distance of "
+        "its ends. `reconstruction.py --part geodesics`",
+    ),
+    "reconstruction_midpoints": (
+        "Paths between mixtures",
+        "W2 of the decoded midpoint to a midpoint of exact transport between 1,000 points, over that of two such midpoints. "
+        "`reconstruction.py --part geodesics`",
+    ),
     "two_sample": (
         "Two-sample tests",
         "Share of pairs with p at most 0.05 (`null`: the two populations have one law), against permutation tests on the same latents. "

@@ -9,13 +9,14 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from scgde._networks import mlp
-from scgde._segments import normalised_weights, pad_sets, segment_sum
+from scgde._segments import normalised_weights, pad_sets
 from scgde.encoders.context import DeepSetEncoder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_SCORES_PER_PASS = 2**24
+_PER_PASS = {1: 2**17, 2: 2**24}
+"""Padded cells, or pairs of cells, in a pass at most."""
 
 
 class AttentionEncoder(DeepSetEncoder):
@@ -59,7 +60,7 @@ class AttentionEncoder(DeepSetEncoder):
     def attend(self, q: Tensor, k: Tensor, v: Tensor, segment: Tensor, n_sets: int, weight: Tensor | None) -> Tensor:
         """Attention within every set, ``(cells, n_hidden)``."""
         pieces = []
-        for rows in _groups_of_sets(segment, n_sets):
+        for rows in _groups_of_sets(segment, n_sets, 2):
             _, codes = torch.unique(segment[rows], return_inverse=True)
             index, present = pad_sets(codes)
 
@@ -125,40 +126,46 @@ class InducedAttentionEncoder(DeepSetEncoder):
 
     def mix(self, h: Tensor, segment: Tensor, n_sets: int, weight: Tensor | None) -> Tensor:
         share = normalised_weights(segment, n_sets, weight, torch.float64)
+        pieces = []
+        for rows in _groups_of_sets(segment, n_sets, 1):
+            _, codes = torch.unique(segment[rows], return_inverse=True)
+            index, present = pad_sets(codes)
+            mixed = self._mix_padded(h[rows][index], share[rows][index] * present)
+            pieces.append((rows[index[present]], mixed[present]))
+        order = torch.cat([rows for rows, _ in pieces])
+        return torch.empty_like(h).index_copy(0, order, torch.cat([mixed for _, mixed in pieces]))
+
+    def _mix_padded(self, h: Tensor, share: Tensor) -> Tensor:
+        """Hidden states ``(sets, cells, n_hidden)`` after all layers; ``share`` ``(sets, cells)`` is zero where a set has ended."""
+
+        def heads(x: Tensor) -> Tensor:
+            return x.unflatten(-1, (self.n_heads, -1)).transpose(-3, -2)
+
         for i, network in enumerate(self.networks):
             normed = self.norms[2 * i](h)
-            keys, values = (x.unflatten(1, (self.n_heads, -1)) for x in self.gathers[i](normed).chunk(2, dim=1))
-            points = self.points[i].unflatten(1, (self.n_heads, -1))
-            summary = self._gather(points, keys, values, segment, n_sets, share)
-            back_keys, back_values = self.returns[i](summary).unflatten(2, (2 * self.n_heads, -1)).chunk(2, dim=2)
-            queries = self.queries[i](normed).unflatten(1, (self.n_heads, -1))
-            scores = torch.einsum("nhe,nphe->nhp", queries, back_keys[segment]) * queries.shape[2] ** -0.5
-            mixed = torch.einsum("nhp,nphe->nhe", scores.softmax(2), back_values[segment]).flatten(1)
-            h = h + self.outputs[i](mixed)
+            keys, values = (heads(x) for x in self.gathers[i](normed).chunk(2, dim=-1))
+            summary = self._gather(heads(self.points[i]), keys, values, share)
+            back_keys, back_values = (heads(x) for x in self.returns[i](summary).chunk(2, dim=-1))
+            mixed = scaled_dot_product_attention(heads(self.queries[i](normed)), back_keys, back_values)
+            h = h + self.outputs[i](mixed.transpose(1, 2).flatten(2))
             h = h + network(self.norms[2 * i + 1](h))
         return h
 
     @staticmethod
-    def _gather(points: Tensor, keys: Tensor, values: Tensor, segment: Tensor, n_sets: int, share: Tensor) -> Tensor:
-        """Summaries ``(n_sets, n_points, n_hidden)``: means of values weighted by share times exponential score."""
-        scores = torch.einsum("phe,nhe->nhp", points, keys) * keys.shape[2] ** -0.5
+    def _gather(points: Tensor, keys: Tensor, values: Tensor, share: Tensor) -> Tensor:
+        """Summaries ``(sets, n_points, n_hidden)``: means of values weighted by share times exponential score."""
+        scores = points @ keys.mT * keys.shape[-1] ** -0.5
+        absent = share[:, None, None, :] == 0
         # subtract each set's largest score: softmax over a set without overflow
-        rows = segment[:, None, None].expand_as(scores)
-        top = scores.new_zeros((n_sets, *scores.shape[1:])).scatter_reduce(
-            0, rows, scores.detach(), "amax", include_self=False
-        )
+        top = scores.detach().masked_fill(absent, -torch.inf).amax(-1, keepdim=True).clamp_min(-1e30)
         # sums in double precision, as for every mean of a set
-        mass = (scores - top[segment]).exp().double() * share[:, None, None]
-        total = segment_sum(mass, segment, n_sets).clamp_min(1e-300)
-        summed = [
-            segment_sum(mass[:, :, p, None] * values.double(), segment, n_sets) / total[:, :, p, None]
-            for p in range(points.shape[0])
-        ]
-        return torch.stack(summed, dim=1).flatten(2).to(values.dtype)
+        mass = (scores - top).clamp_max(50.0).exp().double() * share[:, None, None, :]
+        summary = mass @ values.double() / mass.sum(-1, keepdim=True).clamp_min(1e-300)
+        return summary.to(values.dtype).transpose(1, 2).flatten(2)
 
 
-def _groups_of_sets(segment: Tensor, n_sets: int) -> Iterator[Tensor]:
-    """Rows of the sets, in groups of sets of like size whose padded scores fit a pass."""
+def _groups_of_sets(segment: Tensor, n_sets: int, power: int) -> Iterator[Tensor]:
+    """Rows of the sets, in groups of sets of like size that fit a pass, where a set's cost is its size to a power."""
     sizes = torch.bincount(segment, minlength=n_sets)
     by_size = torch.argsort(sizes, descending=True)
     place = torch.empty_like(by_size)
@@ -167,7 +174,7 @@ def _groups_of_sets(segment: Tensor, n_sets: int) -> Iterator[Tensor]:
     ordered = sizes[by_size].tolist()
     start_row = start = 0
     while start < n_sets and ordered[start] > 0:
-        count = max(_SCORES_PER_PASS // ordered[start] ** 2, 1)
+        count = max(_PER_PASS[power] // ordered[start] ** power, 1)
         group = [n for n in ordered[start : start + count] if n > 0]
         yield rows[start_row : start_row + sum(group)]
         start_row += sum(group)
