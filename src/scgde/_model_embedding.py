@@ -62,7 +62,7 @@ class EmbeddingMixin:
             raise RuntimeError(message)
 
     def _embed(
-        self, adata: AnnData | None, indices: Sequence[int] | None, batch_size: int | None
+        self, adata: AnnData | None, indices: Sequence[int] | None, batch_size: int | None, *, vectors: bool = True
     ) -> tuple[CellTable, np.ndarray, Embedding, torch.Tensor]:
         self._require_trained()
         table = self._table(adata)
@@ -70,7 +70,8 @@ class EmbeddingMixin:
         u, _ = encode_cells(self.module, table, rows, batch_size)
         reference = torch.from_numpy(np.asarray(self.reference_))
         self.module.eval()
-        return table, rows, embed(self.module.set_encoder, u, codes, table.labels, reference), u
+        embedding = embed(self.module.set_encoder, u, codes, table.labels, reference, vectors=vectors)
+        return table, rows, embedding, u
 
     def get_latent_representation(
         self, adata: AnnData | None = None, *, indices: Sequence[int] | None = None, batch_size: int | None = None
@@ -108,7 +109,7 @@ class EmbeddingMixin:
         batch_size
             Cells per pass.
         """
-        _, _, embedding, _ = self._embed(adata, indices, batch_size)
+        _, _, embedding, _ = self._embed(adata, indices, batch_size, vectors=False)
         return _frame(embedding.z, embedding.labels)
 
     def get_population_standard_error(
@@ -196,12 +197,13 @@ class EmbeddingMixin:
                     f"{name}={value!r} is available for metric='latent' only, not for metric={metric!r}; leave it out."
                 )
                 raise ValueError(message)
-        _, _, embedding, u = self._embed(adata, indices, batch_size)
+        wanted = bool(return_std or bias_correction)
+        _, _, embedding, u = self._embed(adata, indices, batch_size, vectors=wanted)
         chosen = np.arange(len(embedding.labels))
         if populations is not None:
             single = isinstance(populations, str | tuple) or np.isscalar(populations)
-            wanted = [populations] if single else populations
-            chosen = find_labels([as_label(p) for p in wanted], embedding.labels)
+            asked = [populations] if single else populations
+            chosen = find_labels([as_label(p) for p in asked], embedding.labels)
         labels = [embedding.labels[k] for k in chosen]
         index = pd.Index(labels, name="population")
         # a label may be asked for twice

@@ -101,3 +101,10 @@ def test_loose_cells_get_the_influence_of_adding_them_to_the_reference(encoder):
     np.testing.assert_allclose(vectors, encoder.weighted_influence(joint, weight)[50:], atol=1e-4)
     u, codes = torch.cat([reference, loose]), np.repeat([0, -1], [50, 4])
     np.testing.assert_allclose(embed(encoder, u, codes, ["a"], reference).cells[50:], vectors, atol=1e-5)
+
+
+def test_embeddings_are_the_same_without_vectors_of_cells(encoder):
+    u, codes = make_sets([4, 1, 6, encoder.jackknife_max + 1])
+    full, bare = (embed(encoder, u, codes, ["a", "b", "c"], u[:9], vectors=v) for v in (True, False))
+    np.testing.assert_allclose(bare.z, full.z, atol=1e-5)
+    assert bare.cells.shape == (0, 7) and np.isnan(bare.standard_error).all()
