@@ -100,7 +100,10 @@ def copy_tutorials() -> None:
     for stale in set(target.iterdir()) - {target / path.name for path in sources} - {target / "index.md"}:
         shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
     for path in sources:
-        shutil.copy2(path, target / path.name)
+        # Links are written for the folder `tutorials`, which stands beside `docs` and not in it.
+        text, copy = path.read_text().replace("](../docs/", "](../"), target / path.name
+        if not copy.exists() or copy.read_text() != text:
+            copy.write_text(text)
     if sources:
         entries = "\n".join(path.stem for path in sources)
         body = (
