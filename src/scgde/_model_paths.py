@@ -52,7 +52,8 @@ class PathsMixin(DecodingMixin):
     ) -> AnnData:
         """Generate cells along the path from one population to another.
 
-        Cell ``i`` of every step is made from the same draws and can be followed. Counts are drawn anew at each step.
+        Cell ``i`` of every step is made from the same draws and can be followed, except under ``generator="mixture"``, where it may be
+        of another component at the next step. Counts are drawn anew at each step.
 
         Parameters
         ----------

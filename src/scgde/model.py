@@ -69,7 +69,8 @@ class GDEModel(TrainingMixin, ModelFilesMixin, EmbeddingMixin, GenerationMixin, 
     n_layers
         Hidden layers of the cell encoder.
     encoder
-        Set encoder: ``"residual"`` (the default; starts as an isometric projection of moments), ``"mean"``, ``"kernel_mean"``,
+        Set encoder: ``"residual"`` (the default; starts as an isometric projection of moments), ``"shape"`` (adds what generators need
+        for populations of several clusters), ``"transport"`` (starts as linearised optimal transport), ``"mean"``, ``"kernel_mean"``,
         ``"mean_pool"``, ``"median_pool"``, ``"attention"`` (quadratic in the size of a population) or
         ``"induced_attention"`` (linear).
     generator

@@ -287,3 +287,26 @@ def test_encoders_do_not_draw_from_global_randomness(name):
     encoder.fit(*sets, PopulationMoments.from_cells(*sets, 5), set_size=40)
     encoder(*sets)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_waves_show_shape_wherever_a_population_lies():
+    encoder = make_encoder("shape", perturbed=False, dtype=torch.float64)
+    noise = torch.Generator().manual_seed(0)
+    normal = torch.randn(2000, N_LATENT, generator=noise, dtype=torch.float64)
+    clusters = 0.4 * normal + torch.tensor([-1.5, 1.5])[torch.randint(2, (2000, 1), generator=noise)].double()
+    segment = torch.arange(3).repeat_interleave(2000)
+    waves = encoder.pooled_waves(torch.cat([normal, clusters, 3 * clusters + 5]), segment, None, 3)
+    same, other = (waves[1] - waves[2]).norm(), (waves[1] - waves[0]).norm()
+    # a share of the pooled covariance is added to each, which is all that remains
+    assert same < 0.05 * other
+
+
+def test_shape_encoder_has_the_distances_of_the_default_one():
+    u, segment = make_sets([60] * 10, seed=5)
+    shape, plain = (
+        make_encoder("shape", 2 * moment_size(N_LATENT), perturbed=False),
+        make_encoder("residual", perturbed=False),
+    )
+    distances = [torch.pdist(encoder(u, segment).detach()) for encoder in (shape, plain)]
+    # a share of 0.03 of the spread is a thousandth of distances; more between populations that are alike
+    torch.testing.assert_close(*distances, rtol=0.02, atol=0.01)

@@ -6,10 +6,12 @@ from scgde.encoders.context import MeanPoolEncoder, MedianPoolEncoder
 from scgde.encoders.kernel_mean import KernelMeanEncoder
 from scgde.encoders.mean import MeanEncoder
 from scgde.encoders.residual import ResidualEncoder
+from scgde.encoders.shape import ShapeEncoder
 from scgde.encoders.transport import TransportEncoder
 
 ENCODERS: dict[str, type[SetEncoder]] = {
     "residual": ResidualEncoder,
+    "shape": ShapeEncoder,
     "transport": TransportEncoder,
     "mean": MeanEncoder,
     "kernel_mean": KernelMeanEncoder,
@@ -30,5 +32,6 @@ __all__ = [
     "PooledEncoder",
     "ResidualEncoder",
     "SetEncoder",
+    "ShapeEncoder",
     "TransportEncoder",
 ]

@@ -75,14 +75,17 @@ class ResidualEncoder(PooledEncoder, GatedEncoder):
 
     def vector(self, pooled: Tensor) -> Tensor:
         """Mean and root covariance as one vector ``(*, m)``, from pooled first and second moments ``(*, m)``."""
+        return to_vector(*self.mean_and_root(pooled))
+
+    def mean_and_root(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean ``(*, d)`` and root ``(*, d, d)`` of the covariance, from pooled first and second moments ``(*, m)``."""
         d = self.n_latent
         mean, second = pooled[..., :d], pooled[..., d:]
         i, j = torch.triu_indices(d, d, device=pooled.device)
         full = pooled.new_zeros((*pooled.shape[:-1], d, d))
         full[..., i, j] = second
         full[..., j, i] = second
-        cov = full - mean[..., :, None] * mean[..., None, :] + self.floor * self.pooled_cov
-        return to_vector(mean, sqrtm_psd(cov))
+        return mean, sqrtm_psd(full - mean[..., :, None] * mean[..., None, :] + self.floor * self.pooled_cov)
 
     def inverse(self) -> Tensor:
         return self.back
