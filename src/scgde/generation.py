@@ -130,9 +130,9 @@ class CellContexts:
 def embed_with_contexts(
     module: GDEModule, table: CellTable, rng: np.random.Generator
 ) -> tuple[Embedding, CellContexts, torch.Tensor]:
-    """Embeddings and contexts of all populations of a table, and the latents of its cells ``(cells, n_latent)``."""
+    """Embeddings (without vectors of cells) and contexts of all populations of a table, and the latents of its cells."""
     u, sd = encode_cells(module, table, np.arange(table.n_cells))
-    embedding = embed(module.set_encoder, u, table.codes, table.labels, None)
+    embedding = embed(module.set_encoder, u, table.codes, table.labels, None, vectors=False)
     # expected from draws of the posterior, which is what the generator imitates
     draws = u + sd * torch.from_numpy(rng.standard_normal(u.shape, dtype=np.float32))
     expected = module.observation.log_library(draws.to(module.device))[:, 0].exp().cpu().numpy()
