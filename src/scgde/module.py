@@ -17,7 +17,7 @@ from scgde.encoders.base import GatedEncoder
 from scgde.generators import GENERATORS, AffineSkeleton
 from scgde.generators.skeleton import into_frame, shared_frame
 from scgde.geometry import ExactTargets, held_out_sets, isometry_loss
-from scgde.moments import PopulationMoments, moment_vector, to_vector
+from scgde.moments import PopulationMoments, few_cells, moment_vector, to_vector
 from scgde.observations import Context, ObservationModel
 from scgde.ot import sqrtm_psd
 
@@ -93,7 +93,7 @@ class GDEModule(BaseModuleClass):
         # moments of the training populations: targets of the population phase, not part of the model
         self.embedding_moments: PopulationMoments | None = None
         self.frame_moments: PopulationMoments | None = None
-        self.pooled_covariance: Tensor | None = None
+        self.shrinkage: tuple[float, Tensor] | None = None
         self.exact_targets: ExactTargets | None = None
 
     # ------------------------------------------------------------------ cells
@@ -171,7 +171,7 @@ class GDEModule(BaseModuleClass):
         if not further:
             self.set_encoder.fit(mean[rows], dense, training, set_size)
         pooled, coefficient = training.pooled_covariance(), training.shrinkage()
-        self.embedding_moments, self.pooled_covariance = raw, pooled
+        self.embedding_moments, self.shrinkage = raw, (coefficient, pooled)
         if self.geometry == "isometric" and self.set_encoder.wants_exact_targets:
             self.exact_targets = ExactTargets.from_cells(mean[rows], codes[rows], k)
         # cells are generated from their posterior, which is wider than its mean: law of total variance
@@ -188,7 +188,8 @@ class GDEModule(BaseModuleClass):
         if self.has_skeleton:
             inverse = self.set_encoder.inverse()
             if self.geometry == "isometric":  # see _set_vectors
-                moments = PopulationMoments(raw.n, raw.mean, raw.shrunk(0.0, pooled).cov + extra)
+                shrunk = raw.shrunk(coefficient * few_cells(raw.n, mean.shape[1]), pooled)
+                moments = PopulationMoments(raw.n, raw.mean, shrunk.cov + extra)
         self.skeleton.fit(z, moment_vector(moments.select(labels)), inverse)
 
     @torch.no_grad()
@@ -257,17 +258,17 @@ class GDEModule(BaseModuleClass):
         """Moment vectors of the cells of each set, which are what the skeleton reads off the set's embedding, ``(K, m)``.
 
         Those of whole populations, of which sets are parts, would teach it to pull spreads towards the average as far as a
-        part asks for, and it would go on to do so where a whole population is embedded.
+        part asks for, and it would go on to do so where a whole population is embedded. Embeddings do not know the number of cells:
+        shrinkage is as whole populations ask for.
         """
-        assert self.embedding_moments is not None and self.pooled_covariance is not None
-        k = len(sources)
+        assert self.embedding_moments is not None and self.shrinkage is not None
+        k, (coefficient, pooled) = len(sources), self.shrinkage
         moments = PopulationMoments.from_cells(mean, segment, k)
-        # Embeddings do not know the number of cells, and see covariances with divisor n. What is lost by it is made up for as
-        # a whole population asks for, since whole populations will be embedded.
-        n = self.embedding_moments.mixtures(sources, weights).n.clamp_min(2)
-        factor = (moments.n - 1) / moments.n * n / (n - 1)
+        n = self.embedding_moments.mixtures(sources, weights).n
+        # an embedding sees covariances with divisor n, and is freed of that bias by the jackknife before it is decoded
+        factor = (moments.n - 1) / moments.n
         moments = PopulationMoments(moments.n, moments.mean, moments.cov * factor[:, None, None])
-        cov = moments.shrunk(0.0, self.pooled_covariance).cov  # one cell has no spread: the average one
+        cov = moments.shrunk(coefficient * few_cells(n, mean.shape[1]), pooled).cov
         return to_vector(moments.mean, sqrtm_psd(cov + torch.diag_embed(segment_mean(sd.square(), segment, k))))
 
     def _embed_training_sets(self, u: Tensor, segment: Tensor, sources: Tensor, weights: Tensor) -> _EmbeddedSets:

@@ -92,8 +92,11 @@ class PopulationMoments:
         trace = torch.where(self.n > 1, self.cov.diagonal(dim1=1, dim2=2).sum(1), self.pooled_covariance().trace())
         return trace * (1 + (d + 1) / 4) / self.n.clamp_min(1)
 
-    def shrunk(self, coefficient: float, target: Tensor) -> PopulationMoments:
-        """The same moments with covariances moved towards ``target``, wholly so for populations of one cell."""
+    def shrunk(self, coefficient: float | Tensor, target: Tensor) -> PopulationMoments:
+        """The same moments with covariances moved towards ``target``, wholly so for populations of one cell.
+
+        ``coefficient`` is one number, or one for each population, ``(K,)``.
+        """
         c = torch.where(self.n > 1, coefficient, 1.0)[:, None, None]
         return PopulationMoments(self.n, self.mean, (1 - c) * self.cov + c * target)
 
@@ -113,6 +116,15 @@ class PopulationMoments:
         return PopulationMoments(
             (weights * self.n[sources]).sum(1), mean, torch.einsum("mc,mcij->mij", weights, second)
         )
+
+
+def few_cells(n: Tensor, d: int) -> Tensor:
+    """Share of the best shrinkage that populations of ``n`` cells ``(K,)`` in ``d`` dimensions are decoded with.
+
+    All of it up to 2.5 cells for each dimension, where their own covariance would leave most directions empty, and none from 5
+    cells on, which say enough for themselves.
+    """
+    return (2 - n / (2.5 * d)).clamp(0.0, 1.0)
 
 
 def moment_size(n_latent: int) -> int:

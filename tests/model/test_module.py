@@ -4,7 +4,7 @@ import torch
 
 from scgde.generators import GENERATORS
 from scgde.module import GDEModule
-from scgde.moments import PopulationMoments
+from scgde.moments import PopulationMoments, from_vector, moment_vector
 from scgde.observations import ContinuousModel
 from scgde.training import one_cycle
 
@@ -219,3 +219,27 @@ def test_gate_closes_unless_the_correction_takes_away_much_of_the_error(share, c
     monkeypatch.setattr(encoder, "straight_and_correction", lambda *_: (wrong, share * (right - wrong)))
     module.population_loss(batch, torch.Generator().manual_seed(0))["loss"].backward()
     assert (float(encoder.gate_logit.grad) > 0) == closes
+
+
+def test_few_cells_are_decoded_with_a_spread_in_every_direction_and_many_with_their_own(cells):
+    u, codes = cells
+
+    def least_spread(n):
+        chosen = torch.cat([torch.nonzero(codes == k)[:n, 0] for k in range(K)])
+        few = u[chosen], codes[chosen]
+        module = make_module(few)
+        batch = make_batch(few)
+        module.fit_skeleton([batch])
+        with torch.no_grad():
+            root = module.skeleton(module.set_encoder(*few))[1]
+            target = module._set_vectors(
+                u[chosen], torch.zeros_like(few[0]), few[1], batch["sources"], batch["source_weights"]
+            )
+        own = from_vector(moment_vector(PopulationMoments.from_cells(*few, K)), 3)[1]
+        aim = from_vector(target, 3)[1]
+        return [torch.linalg.eigvalsh(r)[:, 0].mean() for r in (root, aim, own)]
+
+    decoded, aim, own = least_spread(3)  # two directions at most
+    assert own < 0.05 and aim > 0.3 and decoded > 0.3
+    decoded, aim, own = least_spread(40)
+    assert abs(decoded / own - 1) < 0.1 and abs(aim / own - 1) < 0.05
