@@ -5,8 +5,9 @@ the flow and every generator with the residual encoder, with and without the ske
 ``--part mixtures``: five-dimensional mixtures of three, 10,000 points, squared mixture W2 after a fit started at the truth.
 The paper trains on 50,000 sets; 20,000 populations of 128 points train here, for 8 epochs in batches of 64 sets (2,500 steps), with 512 hidden units
 and 192 coordinates. A default model is shown beside it.
-``--part geodesics``: the line between two embeddings against McCann's geodesic of Gaussians, and against exact transport
-for mixtures. Gaussians train on populations of 1,024 points, in ten dimensions with 128 coordinates.
+``--part geodesics``: the line between two embeddings against McCann's geodesic of Gaussians. They train on populations of 1,024 points, in ten
+dimensions with 128 coordinates.
+``--part midpoints``: the decoded midpoint of two-dimensional mixtures against that of exact transport.
 """
 
 from __future__ import annotations
@@ -216,6 +217,8 @@ def run_geodesics(arguments) -> None:
     table = pd.DataFrame(rows).groupby(["d", "centred"], sort=False).mean().drop(columns="seed").reset_index()
     report("reconstruction_geodesics", table, arguments)
 
+
+def run_midpoints(arguments) -> None:
     rows = []
     for seed in seeds_of(arguments):
         rng = np.random.default_rng([seed, 2, 6])
@@ -224,20 +227,26 @@ def run_geodesics(arguments) -> None:
         adata = as_adata(*draw_points(laws, 1000, rng), "t")
         labels = sorted(adata.obs["population"].unique())
         pairs = [(k, k + 1) for k in range(0, 20, 2)]
-        for encoder in ("residual", "transport"):
-            model = fit_model(*train, seed, epochs=arguments.epochs, encoder=encoder)
+        for encoder, generator in (("residual", "flow"), ("shape", "mixture")):
+            model = fit_model(*train, seed, epochs=arguments.epochs, encoder=encoder, generator=generator)
             for method in ("latent", "displacement"):
                 ratio = mixture_midpoint_ratio(model, method, labels, laws, adata, pairs, rng, seed)
-                rows.append({"seed": seed, "encoder": encoder, "method": method, "ratio": ratio})
+                rows.append({"seed": seed, "model": f"{encoder} + {generator}", "method": method, "ratio": ratio})
                 print(rows[-1], flush=True)
-    table = pd.DataFrame(rows).groupby(["encoder", "method"], sort=False)["ratio"].mean().reset_index()
+    table = pd.DataFrame(rows).groupby(["model", "method"], sort=False)["ratio"].mean().reset_index()
     report("reconstruction_midpoints", table, arguments)
 
 
 if __name__ == "__main__":
     arguments = options(
-        __doc__, part="gaussians,mixtures,geodesics", populations=2000, mixtures=20_000, only="", **{"first-seed": 0}
+        __doc__,
+        part="gaussians,mixtures,geodesics,midpoints",
+        populations=2000,
+        mixtures=20_000,
+        only="",
+        **{"first-seed": 0},
     )
-    parts = {"gaussians": run_gaussians, "mixtures": run_mixtures, "geodesics": run_geodesics}
+    parts = {"gaussians": run_gaussians, "mixtures": run_mixtures}
+    parts |= {"geodesics": run_geodesics, "midpoints": run_midpoints}
     for part in arguments.part.split(","):
         parts[part](arguments)

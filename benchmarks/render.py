@@ -129,7 +129,7 @@ TITLES = {
     "reconstruction_midpoints": (
         "Paths between mixtures",
         "W2 of the decoded midpoint to a midpoint of exact transport between 1,000 points, over that of two such midpoints. "
-        "`reconstruction.py --part geodesics`",
+        "`reconstruction.py --part midpoints`",
     ),
     "two_sample": (
         "Two-sample tests",
