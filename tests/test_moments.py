@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from scgde._segments import segment_mean
-from scgde.generators.skeleton import into_frame
+from scgde.generators.skeleton import N_FOLDS, AffineSkeleton, fold_of, into_frame
 from scgde.geometry import held_out_sets, isometry_loss
 from scgde.moments import PopulationMoments, from_vector, moment_size, moment_vector, to_vector
 from scgde.ot import gaussian_wasserstein, pairwise_gaussian_wasserstein, sqrtm_psd
@@ -283,3 +283,24 @@ def test_a_correction_gains_nothing_by_shortening_all_distances():
         for m in (moments, PopulationMoments(moments.n, 2 * moments.mean, 4 * moments.cov))
     ]
     assert scaled[0] == pytest.approx(scaled[1], rel=1e-5) and plain[0] != pytest.approx(plain[1], rel=1e-2)
+
+
+def test_skeleton_does_not_carry_new_populations_far_off_along_axes_that_few_populations_differ_in():
+    noise = torch.Generator().manual_seed(0)
+    # about as many populations as axes, and spreads that embeddings say nothing about
+    d, width, n_old, n_sets = 2, 40, 35, 20
+    place = torch.randn(100, width, generator=noise) * torch.linspace(1, 0.05, width)
+    truth = torch.cat([place[:, :d], 1 + 0.1 * torch.randn(100, 3, generator=noise)], dim=1)
+    which = torch.arange(n_old).repeat_interleave(n_sets)
+    z = place[which] + 0.01 * torch.randn(len(which), width, generator=noise)
+    folds = fold_of(which)[:, None] == torch.arange(N_FOLDS)
+
+    def error(folds):
+        skeleton = AffineSkeleton(d, width)
+        skeleton.fit(z, truth[which] + 0.01 * torch.randn(len(which), 5, generator=noise), folds=folds)
+        with torch.no_grad():
+            return (skeleton.linear(place[n_old:]) - truth[n_old:])[:, d:].square().mean()
+
+    average = (truth[:n_old].mean(0) - truth[n_old:])[:, d:].square().mean()
+    assert error(folds) < 1.1 * average
+    assert error(None) > 2 * error(folds), "sets of one population do not tell how the next one is decoded"

@@ -15,7 +15,7 @@ from scgde._segments import segment_mean
 from scgde.encoders import ENCODERS
 from scgde.encoders.base import GatedEncoder
 from scgde.generators import GENERATORS, AffineSkeleton
-from scgde.generators.skeleton import into_frame, shared_frame
+from scgde.generators.skeleton import N_FOLDS, fold_of, into_frame, shared_frame
 from scgde.geometry import ExactTargets, held_out_sets, isometry_loss
 from scgde.moments import PopulationMoments, few_cells, moment_vector, to_vector
 from scgde.observations import Context, ObservationModel
@@ -190,7 +190,7 @@ class GDEModule(BaseModuleClass):
             if self.geometry == "isometric":  # see _set_vectors
                 shrunk = raw.shrunk(coefficient * few_cells(raw.n, mean.shape[1]), pooled)
                 moments = PopulationMoments(raw.n, raw.mean, shrunk.cov + extra)
-        self.skeleton.fit(z, moment_vector(moments.select(labels)), inverse)
+        self.skeleton.fit(z, moment_vector(moments.select(labels)), inverse, n_read=self.set_encoder.n_read)
 
     @torch.no_grad()
     def fit_skeleton(self, batches: Iterable[dict[str, Tensor]]) -> None:
@@ -201,14 +201,17 @@ class GDEModule(BaseModuleClass):
         """
         if not self.has_skeleton or self.geometry == "emergent":
             return
-        z, vectors = [], []
+        z, vectors, folds = [], [], []
         for batch in batches:
             mean, segment, sources = batch[BATCH_KEYS.U_MEAN], batch[BATCH_KEYS.SEGMENT], batch[BATCH_KEYS.SOURCES]
             z.append(self.set_encoder(mean, segment, n_sets=len(sources)))
             vectors.append(
                 self._set_vectors(mean, batch[BATCH_KEYS.U_SD], segment, sources, batch[BATCH_KEYS.SOURCE_WEIGHTS])
             )
-        self.skeleton.fit(torch.cat(z), torch.cat(vectors), self.set_encoder.inverse())
+            present = batch[BATCH_KEYS.SOURCE_WEIGHTS] > 0
+            folds.append(torch.stack([((fold_of(sources) == f) & present).any(1) for f in range(N_FOLDS)], dim=1))
+        encoder = self.set_encoder
+        self.skeleton.fit(torch.cat(z), torch.cat(vectors), encoder.inverse(), torch.cat(folds), encoder.n_read)
 
     def population_loss(self, batch: dict[str, Tensor], generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """Loss of the population phase on K ragged sets.

@@ -184,7 +184,9 @@ def test_delete_one_is_deletion(name, version):
     for j in range(len(u)):
         rest = torch.arange(len(u)) != j
         expected = encoder(u[rest], segment[rest], n_sets=3)[segment[j]]
-        assert (without[j] - expected).abs().max() < 1e-8
+        # coordinates of shape are deleted to first order only
+        read = encoder.n_read if version == "own" else None
+        assert (without[j] - expected)[:read].abs().max() < 1e-8
 
 
 def test_cells_added_at_weight_zero_get_the_influence_of_adding_them(name):

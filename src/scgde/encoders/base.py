@@ -44,6 +44,9 @@ class SetEncoder(nn.Module):
     """Whether isometric training should tie distances to exact transport between cells, where that is affordable, and not
     to the closed form of normal laws."""
 
+    n_read: int | None = None
+    """Number of leading coordinates that mean and spread of a population are read off; all by default."""
+
     jackknife_max = 50
     """Populations of at most this many cells use delete-one values, whose cost here is the square of their size; larger
     ones use influences."""

@@ -51,6 +51,8 @@ class ShapeEncoder(GatedEncoder):
         super().__init__(n_latent, n_embedding)
         n_moments = min(n_latent + n_latent * (n_latent + 1) // 2, max(n_embedding // 2, 1))
         self.moments = ResidualEncoder(n_latent, n_moments, n_hidden)
+        # few cells have shapes far from those of training sets, and no spread must be read off them
+        self.n_read = n_moments
         waves = torch.randn((n_latent, n_waves), generator=torch.Generator().manual_seed(0))
         length = torch.tensor([1.0, 2.0, 4.0]).repeat(-(-n_waves // 3))[:n_waves]
         self.register_buffer("waves", waves / waves.norm(dim=0) * length)
@@ -91,6 +93,16 @@ class ShapeEncoder(GatedEncoder):
             waves = torch.cat([phase.cos(), phase.sin()], dim=1).double()
             pooled = pooled.index_add(0, codes, waves * share[rows, None])
         return pooled.to(u.dtype)
+
+    def delete_one(self, u: Tensor, segment: Tensor, n_sets: int) -> Tensor:
+        """Deletion for the coordinates of moments; for those of shape the influence to first order.
+
+        Their bias is not removed: the shape of three cells in their own frame says nothing that extrapolates.
+        """
+        n = torch.bincount(segment, minlength=n_sets).to(u.dtype)[segment][:, None]
+        z, psi = self.influence(u, segment, n_sets)
+        shape = (z[segment] - psi / (n - 1))[:, self.n_read :]
+        return torch.cat([self.moments.delete_one(u, segment, n_sets), shape], dim=1)
 
     def pass_cost(self, sizes: Tensor) -> Tensor:
         return sizes * (8 * self.waves.shape[1])

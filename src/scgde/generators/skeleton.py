@@ -7,6 +7,11 @@ from torch import Tensor, nn
 
 from scgde.moments import PopulationMoments, from_vector, moment_size
 
+RIDGES = (1e-7, 1e-5, 1e-3, 1e-1, 10.0)
+"""Penalties to choose from, in units of the largest variance of an embedding; spreads have a ten-thousandth of that of means."""
+
+N_FOLDS = 5
+
 
 class AffineSkeleton(nn.Module):
     """Mean and square-root covariance of a population as a linear function of its embedding.
@@ -58,25 +63,53 @@ class AffineSkeleton(nn.Module):
         return (self.linear(z) - vector).square().sum(1).mean() / self.spread
 
     @torch.no_grad()
-    def fit(self, z: Tensor, vectors: Tensor, inverse: Tensor | None = None, ridge: float = 1e-7) -> None:
+    def fit(
+        self,
+        z: Tensor,
+        vectors: Tensor,
+        inverse: Tensor | None = None,
+        folds: Tensor | None = None,
+        n_read: int | None = None,
+    ) -> None:
         """Ridge regression of moment vectors ``(K, m)`` on embeddings ``(K, n_embedding)``.
 
         With the encoder's own linear ``inverse`` ``(m, n_embedding)``, the regression corrects it: along axes that training
-        populations do not differ in, a new population is decoded by it alone, where a plain regression would lose it. The
-        penalty is in units of the largest variance of ``z``; spreads have a ten-thousandth of the variance of means.
+        populations do not differ in, a new population is decoded by it alone, where a plain regression would lose it.
+
+        Parameters
+        ----------
+        z, vectors
+            Embeddings and what is to be read off them.
+        inverse
+            Where the regression starts; zero by default.
+        folds
+            Whether each row has cells of populations of each fold, ``(K, folds)``; by default each row is a population. The penalty is
+            the one that serves populations best that are left out: without an inverse, a small one carries new populations far
+            off along axes that few differ in.
+        n_read
+            Number of leading coordinates that are read; all by default.
         """
-        z64, v64 = z.double(), vectors.double()
-        z_mean, v_mean = z64.mean(0), v64.mean(0)
-        centred = z64 - z_mean
-        gram = centred.T @ centred / max(len(z64) - 1, 1)
-        top = torch.linalg.eigvalsh(gram)[-1].clamp_min(1e-12)
-        eye = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-        start = torch.zeros_like(self.linear.weight, dtype=gram.dtype) if inverse is None else inverse.double()
-        cross = centred.T @ (v64 - v_mean - centred @ start.T) / max(len(z64) - 1, 1)
-        weight = start + torch.linalg.solve(gram + ridge * top * eye, cross).T
-        self.linear.weight.copy_(weight)
-        self.linear.bias.copy_(v_mean - weight @ z_mean)
-        self.spread.copy_((v64 - v_mean).square().sum(1).mean().clamp_min(1e-8))
+        z, v = z.double()[:, :n_read], vectors.double()
+        start = v.new_zeros((v.shape[1], z.shape[1])) if inverse is None else inverse.double()[:, :n_read]
+        if folds is None:
+            folds = fold_of(torch.arange(len(z), device=z.device))[:, None] == torch.arange(N_FOLDS, device=z.device)
+        splits = [held for held in folds.T if held.any() and (~held).sum() > 1]
+        parts = []
+        # means and roots apart: errors of means would decide for both
+        for block in (slice(0, self.n_latent), slice(self.n_latent, None)):
+            own, begin = v[:, block], start[block]
+            errors = [0.0] * len(RIDGES)
+            for held in splits:
+                for i, ridge in enumerate(RIDGES):
+                    weight, bias = ridge_regression(z[~held], own[~held], begin, ridge)
+                    errors[i] += float((z[held] @ weight.T + bias - own[held]).square().sum())
+            best = RIDGES[min(range(len(RIDGES)), key=errors.__getitem__)]
+            parts.append(ridge_regression(z, own, begin, best))
+        weight, bias = (torch.cat(x) for x in zip(*parts, strict=True))
+        self.linear.weight.zero_()
+        self.linear.weight[:, : z.shape[1]] = weight.to(self.linear.weight.dtype)
+        self.linear.bias.copy_(bias)
+        self.spread.copy_((v - v.mean(0)).square().sum(1).mean().clamp_min(1e-8))
 
     @torch.no_grad()
     def whiten(self, z: Tensor, least: float = 1e-5) -> None:
@@ -88,6 +121,23 @@ class AffineSkeleton(nn.Module):
         values, axes = torch.linalg.eigh(centred.T @ centred / max(len(z) - 1, 1))
         self.z_mean.copy_(z.double().mean(0))
         self.whitening.copy_((axes * (values.clamp_min(0) + least * values[-1].clamp_min(1e-12)).rsqrt()) @ axes.T)
+
+
+def fold_of(population: Tensor) -> Tensor:
+    """Fold of each population in the choice of a penalty."""
+    return population % N_FOLDS
+
+
+def ridge_regression(z: Tensor, v: Tensor, start: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
+    """Weight ``(m, n)`` and bias ``(m,)`` of ``v`` ``(K, m)`` on ``z`` ``(K, n)``, the weight being drawn to ``start``."""
+    z_mean, v_mean = z.mean(0), v.mean(0)
+    centred = z - z_mean
+    gram = centred.T @ centred / max(len(z) - 1, 1)
+    top = torch.linalg.eigvalsh(gram)[-1].clamp_min(1e-12)
+    cross = centred.T @ (v - v_mean - centred @ start.T) / max(len(z) - 1, 1)
+    eye = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    weight = start + torch.linalg.solve(gram + ridge * top * eye, cross).T
+    return weight, v_mean - weight @ z_mean
 
 
 def shared_frame(mean: Tensor, sd: Tensor, n_populations: int) -> PopulationMoments:
