@@ -185,6 +185,11 @@ class GatedEncoder(SetEncoder):
     ) -> tuple[Tensor, Tensor]:
         """The two terms, ``(n_sets, n_embedding)`` each, before the gate."""
 
+    def forward(self, u: Tensor, segment: Tensor, weight: Tensor | None = None, n_sets: int | None = None) -> Tensor:
+        n_sets = count_segments(segment) if n_sets is None else n_sets
+        straight, correction = self.straight_and_correction(u, segment, weight, n_sets)
+        return straight + self.gate * correction
+
     @property
     def gate(self) -> Tensor:
         """Share of the correction that is kept."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from scgde._segments import count_segments, normalised_weights, segment_mean
+from scgde._segments import normalised_weights, segment_mean
 from scgde.encoders._axes import ReliableAxes, halves
 from scgde.encoders.base import GatedEncoder
 from scgde.encoders.residual import ResidualEncoder
@@ -65,11 +65,6 @@ class ShapeEncoder(GatedEncoder):
 
     def learning_rate_factor(self, name: str) -> float:
         return self.moments.learning_rate_factor(name.removeprefix("moments."))
-
-    def forward(self, u: Tensor, segment: Tensor, weight: Tensor | None = None, n_sets: int | None = None) -> Tensor:
-        n_sets = count_segments(segment) if n_sets is None else n_sets
-        straight, correction = self.straight_and_correction(u, segment, weight, n_sets)
-        return straight + self.gate * correction
 
     def straight_and_correction(
         self, u: Tensor, segment: Tensor, weight: Tensor | None, n_sets: int

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from scgde._networks import mlp
-from scgde._segments import count_segments, normalised_weights, pad_sets
+from scgde._segments import normalised_weights, pad_sets
 from scgde.encoders._axes import LEAST_GAIN, ReliableAxes, halves, principal_axes
 from scgde.encoders.base import GatedEncoder
 from scgde.moments import moment_size, to_vector
@@ -92,11 +92,6 @@ class TransportEncoder(GatedEncoder):
         self.log_weight = nn.Parameter(torch.zeros(n_coordinates))
         self.residual = mlp(n_coordinates, n_hidden, n_embedding, zero=True)
         self.gate_logit = nn.Parameter(torch.zeros(()))
-
-    def forward(self, u: Tensor, segment: Tensor, weight: Tensor | None = None, n_sets: int | None = None) -> Tensor:
-        n_sets = count_segments(segment) if n_sets is None else n_sets
-        straight, correction = self.straight_and_correction(u, segment, weight, n_sets)
-        return straight + self.gate * correction
 
     def straight_and_correction(
         self, u: Tensor, segment: Tensor, weight: Tensor | None, n_sets: int
