@@ -238,7 +238,7 @@ class GDEModule(BaseModuleClass):
             moments = self.skeleton.loss(z.detach(), vectors)
 
         generated = z.new_zeros(())
-        if self.generator_weight:  # most of a step's time
+        if self.generator_weight:
             rows = torch.ones_like(segment, dtype=torch.bool) if scored is None else scored
             noise = torch.randn(mean.shape, generator=generator, dtype=mean.dtype, device=mean.device)
             u, codes = (mean + sd * noise)[rows], segment[rows]
