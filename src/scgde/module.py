@@ -17,9 +17,8 @@ from scgde.encoders.base import GatedEncoder
 from scgde.generators import GENERATORS, AffineSkeleton
 from scgde.generators.skeleton import N_FOLDS, fold_of, into_frame, shared_frame
 from scgde.geometry import ExactTargets, held_out_sets, isometry_loss
-from scgde.moments import PopulationMoments, few_cells, moment_vector, to_vector
+from scgde.moments import PopulationMoments, few_cells
 from scgde.observations import Context, ObservationModel
-from scgde.ot import sqrtm_psd
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -182,6 +181,9 @@ class GDEModule(BaseModuleClass):
             self.frame_moments = shared_frame(mean[rows], sd[rows], k)
         if further:
             return
+        shrinkage = self.set_encoder.shrinkage()
+        if shrinkage is not None:
+            self.skeleton.spectrum.load_state_dict(shrinkage.state_dict())
         z = self.set_encoder(mean[rows], dense, n_sets=len(labels))
         self.skeleton.whiten(z)
         moments, inverse = self.frame_moments, None
@@ -190,7 +192,8 @@ class GDEModule(BaseModuleClass):
             if self.geometry == "isometric":  # see _set_vectors
                 shrunk = raw.shrunk(coefficient * few_cells(raw.n, mean.shape[1]), pooled)
                 moments = PopulationMoments(raw.n, raw.mean, shrunk.cov + extra)
-        self.skeleton.fit(z, moment_vector(moments.select(labels)), inverse, n_read=self.set_encoder.n_read)
+        vectors = self.skeleton.vector(moments.mean[labels], moments.cov[labels])
+        self.skeleton.fit(z, vectors, inverse, n_read=self.set_encoder.n_read)
 
     @torch.no_grad()
     def fit_skeleton(self, batches: Iterable[dict[str, Tensor]]) -> None:
@@ -232,7 +235,7 @@ class GDEModule(BaseModuleClass):
         moments = z.new_zeros(())
         if self.has_skeleton and self.geometry == "emergent":
             # the encoder learns to tell the law of the whole population from a part of it
-            moments = self.skeleton.loss(z, moment_vector(target))
+            moments = self.skeleton.loss(z, self.skeleton.vector(target.mean, target.cov))
         elif self.has_skeleton:
             vectors = self._set_vectors(mean[encoded], sd[encoded], segment[encoded], sources, weights)
             moments = self.skeleton.loss(z.detach(), vectors)
@@ -272,7 +275,7 @@ class GDEModule(BaseModuleClass):
         factor = (moments.n - 1) / moments.n
         moments = PopulationMoments(moments.n, moments.mean, moments.cov * factor[:, None, None])
         cov = moments.shrunk(coefficient * few_cells(n, mean.shape[1]), pooled).cov
-        return to_vector(moments.mean, sqrtm_psd(cov + torch.diag_embed(segment_mean(sd.square(), segment, k))))
+        return self.skeleton.vector(moments.mean, cov + torch.diag_embed(segment_mean(sd.square(), segment, k)))
 
     def _embed_training_sets(self, u: Tensor, segment: Tensor, sources: Tensor, weights: Tensor) -> _EmbeddedSets:
         k, encoder = len(sources), self.set_encoder

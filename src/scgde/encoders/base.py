@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from scgde.moments import PopulationMoments
+    from scgde.spectrum import SpectrumShrinkage
 
 
 _COST_PER_PASS = 2**25
@@ -98,6 +99,10 @@ class SetEncoder(nn.Module):
 
         None by default: there is none.
         """
+        return None
+
+    def shrinkage(self) -> SpectrumShrinkage | None:
+        """How covariances are shrunk before their root is embedded; None by default: they are not."""
         return None
 
     def influence(self, u: Tensor, segment: Tensor, n_sets: int) -> tuple[Tensor, Tensor]:

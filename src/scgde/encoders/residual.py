@@ -11,6 +11,7 @@ from scgde.encoders._axes import LEAST_GAIN, ReliableAxes, halves, principal_axe
 from scgde.encoders.base import GatedEncoder, PooledEncoder
 from scgde.moments import PopulationMoments, moment_features, moment_size, to_vector
 from scgde.ot import sqrtm_psd
+from scgde.spectrum import SpectrumShrinkage
 
 
 class ResidualEncoder(PooledEncoder, GatedEncoder):
@@ -20,7 +21,8 @@ class ResidualEncoder(PooledEncoder, GatedEncoder):
     are laid out as one vector ``v`` whose Euclidean distance approximates Wasserstein-2, and
     ``z = P'(v - centre) + gate r(v, g)``. The columns of ``P`` are the leading principal axes of the training populations, scaled by
     the square root of their reliability (:class:`~scgde.encoders._axes.ReliableAxes`), and ``r`` starts at zero. Before any
-    training the encoder is thus the strongest of the free baselines, and better than it where populations are small.
+    training the encoder is thus the strongest of the free baselines, and better than it where populations are small. Eigenvalues of
+    the covariance are drawn together first (:class:`~scgde.spectrum.SpectrumShrinkage`).
 
     Parameters
     ----------
@@ -49,6 +51,7 @@ class ResidualEncoder(PooledEncoder, GatedEncoder):
         self.summary = mlp(n_latent, n_hidden, n_summary, n_layers=1)
         self.residual = mlp(n_embedding + n_summary, n_hidden, n_embedding, n_layers=1, zero=True)
         self.gate_logit = nn.Parameter(torch.zeros(()))
+        self.spectrum = SpectrumShrinkage(n_latent)
         self.register_buffer("pooled_cov", torch.eye(n_latent))
         self.register_buffer("centre", torch.zeros(m))
         self.register_buffer("projection", torch.eye(m, n_embedding))
@@ -73,19 +76,23 @@ class ResidualEncoder(PooledEncoder, GatedEncoder):
         correction = self.residual(torch.cat([straight / self.scale, pooled[..., m:]], dim=-1)) * self.scale
         return straight, correction
 
-    def vector(self, pooled: Tensor) -> Tensor:
+    def vector(self, pooled: Tensor, *, shrunk: bool = True) -> Tensor:
         """Mean and root covariance as one vector ``(*, m)``, from pooled first and second moments ``(*, m)``."""
-        return to_vector(*self.mean_and_root(pooled))
+        mean, cov = self.mean_and_cov(pooled)
+        return to_vector(mean, sqrtm_psd(self.spectrum(cov) if shrunk else cov))
 
-    def mean_and_root(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean ``(*, d)`` and root ``(*, d, d)`` of the covariance, from pooled first and second moments ``(*, m)``."""
+    def mean_and_cov(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean ``(*, d)`` and covariance ``(*, d, d)``, from pooled first and second moments ``(*, m)``."""
         d = self.n_latent
         mean, second = pooled[..., :d], pooled[..., d:]
         i, j = torch.triu_indices(d, d, device=pooled.device)
         full = pooled.new_zeros((*pooled.shape[:-1], d, d))
         full[..., i, j] = second
         full[..., j, i] = second
-        return mean, sqrtm_psd(full - mean[..., :, None] * mean[..., None, :] + self.floor * self.pooled_cov)
+        return mean, full - mean[..., :, None] * mean[..., None, :] + self.floor * self.pooled_cov
+
+    def shrinkage(self) -> SpectrumShrinkage:
+        return self.spectrum
 
     def inverse(self) -> Tensor:
         return self.back
@@ -94,23 +101,38 @@ class ResidualEncoder(PooledEncoder, GatedEncoder):
     def fit(self, u: Tensor, segment: Tensor, moments: PopulationMoments, set_size: int) -> None:
         d, m = self.n_latent, moment_size(self.n_latent)
 
-        def vectors(rows: Tensor | slice) -> Tensor:
+        def pooled(rows: Tensor | slice) -> Tensor:
             codes = torch.unique(segment[rows], return_inverse=True)[1]
-            return self.vector(segment_mean(moment_features(u[rows].double()), codes, int(codes.max()) + 1))
+            return segment_mean(moment_features(u[rows].double()), codes, int(codes.max()) + 1)
 
         self.pooled_cov.copy_(moments.pooled_covariance())
-        whole = vectors(slice(None))
+        whole = pooled(slice(None))
         split = halves(segment, set_size)
         # where no population can be split, each counts as its own other half: axes are not scaled
-        a, b = (vectors(rows) for rows in split[0]) if split else (whole, whole)
+        parts = [pooled(rows) for rows in split[0]] if split else [whole, whole]
+        if split:
+            covs = [self.mean_and_cov(part)[1] for part in parts]
+            sizes = [torch.unique(segment[rows], return_counts=True)[1] for rows in split[0]]
+            self.spectrum.fit(covs, sizes, self.pooled_cov, split[1])
+        a, b = (self.vector(part) for part in parts)
         common = (a + b).mean(0) / 2
-        axes = ReliableAxes.fit(
-            a - common, b - common, [(0, d, d, LEAST_GAIN), (d, m, m - d, LEAST_GAIN)], split[1] if split else 1.0
-        )
-        scaled = torch.cat([a - common, b - common]) @ axes.basis * axes.gain
+        a, b = a - common, b - common
+        axes = ReliableAxes.fit(a, b, [(0, d, d, LEAST_GAIN), (d, m, m - d, LEAST_GAIN)], split[1] if split else 1.0)
+        gain = axes.gain.clone()
+        gain[d:] *= length_ratio(*(self.vector(part, shrunk=False)[:, d:] for part in parts), a[:, d:], b[:, d:])
+        scaled = torch.cat([a, b]) @ axes.basis * gain
         chosen = principal_axes(scaled, d, self.n_embedding)
+        whole = self.vector(whole)
         self.centre.copy_(whole.mean(0))
-        self.projection.copy_((axes.basis * axes.gain) @ chosen)
-        self.back.copy_((axes.basis / axes.gain) @ chosen)
+        self.projection.copy_((axes.basis * gain) @ chosen)
+        self.back.copy_((axes.basis / gain) @ chosen)
         straight = (whole - whole.mean(0)) @ self.projection.double()
         self.scale.copy_(straight.square().sum(1).mean().sqrt().clamp_min(1e-6))
+
+
+def length_ratio(a: Tensor, b: Tensor, a_shrunk: Tensor, b_shrunk: Tensor) -> float:
+    """Noiseless length of vectors ``(K, m)`` over that of shrunk ones, from two halves of each population; between 1 and 1.5."""
+    signal, shrunk = (
+        ((x - x.mean(0)) * (y - y.mean(0))).sum().clamp_min(0.0) for x, y in ((a, b), (a_shrunk, b_shrunk))
+    )
+    return float((signal / shrunk.clamp_min(1e-12)).sqrt().clamp(1.0, 1.5))

@@ -12,9 +12,11 @@ from scgde.encoders._axes import ReliableAxes, halves
 from scgde.encoders.base import GatedEncoder
 from scgde.encoders.residual import ResidualEncoder
 from scgde.moments import moment_features
+from scgde.ot import sqrtm_psd
 
 if TYPE_CHECKING:
     from scgde.moments import PopulationMoments
+    from scgde.spectrum import SpectrumShrinkage
 
 SHAPE_SHARE = 0.03
 """Spread of all coordinates of shape over that of the moments: generators whiten embeddings and see it, distances do not."""
@@ -76,8 +78,8 @@ class ShapeEncoder(GatedEncoder):
     def pooled_waves(self, u: Tensor, segment: Tensor, weight: Tensor | None, n_sets: int) -> Tensor:
         """Means of the waves over the whitened cells of each set, ``(n_sets, 2 n_waves)``."""
         moments = segment_mean(moment_features(u.double()), segment, n_sets, weight)
-        mean, root = self.moments.mean_and_root(moments)
-        inverse = torch.linalg.inv(root)
+        mean, cov = self.moments.mean_and_cov(moments)
+        inverse = torch.linalg.inv(sqrtm_psd(cov))
         share = normalised_weights(segment, n_sets, weight, torch.float64)
         pooled = torch.zeros((n_sets, 2 * self.waves.shape[1]), dtype=torch.float64, device=u.device)
         # in blocks: a matrix for every cell of a data set would fill memory
@@ -101,6 +103,9 @@ class ShapeEncoder(GatedEncoder):
 
     def pass_cost(self, sizes: Tensor) -> Tensor:
         return sizes * (8 * self.waves.shape[1])
+
+    def shrinkage(self) -> SpectrumShrinkage:
+        return self.moments.shrinkage()
 
     def inverse(self) -> Tensor:
         return nn.functional.pad(self.moments.inverse(), (0, self.axes.shape[1]))

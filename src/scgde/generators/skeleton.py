@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from scgde.moments import PopulationMoments, from_vector, moment_size
+from scgde.moments import PopulationMoments, from_vector, moment_size, to_vector
+from scgde.ot import sqrtm_psd
+from scgde.spectrum import SpectrumShrinkage
 
 RIDGES = (1e-7, 1e-5, 1e-3, 1e-1, 10.0)
 """Penalties to choose from, in units of the largest variance of an embedding; spreads have a ten-thousandth of that of means."""
@@ -15,6 +17,8 @@ N_FOLDS = 5
 
 class AffineSkeleton(nn.Module):
     """Mean and square-root covariance of a population as a linear function of its embedding.
+
+    Where an encoder shrinks the spectrum of covariances, that of the shrunk one is linear, and the shrinkage is undone.
 
     Also whitens the embedding before it conditions a generator: an isometric ``z`` carries spread at a hundredth of
     the scale at which it carries the mean, and a network would not look at it.
@@ -37,6 +41,7 @@ class AffineSkeleton(nn.Module):
     def __init__(self, n_latent: int, n_embedding: int) -> None:
         super().__init__()
         self.n_latent = n_latent
+        self.spectrum = SpectrumShrinkage(n_latent)
         self.linear = nn.Linear(n_embedding, moment_size(n_latent))
         nn.init.zeros_(self.linear.weight)
         with torch.no_grad():
@@ -50,9 +55,18 @@ class AffineSkeleton(nn.Module):
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Mean ``(K, n_latent)`` and symmetric positive root ``(K, n_latent, n_latent)`` for ``z`` ``(K, n_embedding)``."""
         mean, root = from_vector(self.linear(z), self.n_latent)
-        values, axes = torch.linalg.eigh(root.double())
-        root = (axes * values.clamp_min(self.floor)[..., None, :]) @ axes.transpose(-1, -2)
+        root = self._floored(root.double())
+        if self.spectrum.share:
+            root = self._floored(sqrtm_psd(self.spectrum.inverse(root @ root)))
         return mean, root.to(z.dtype)
+
+    def _floored(self, root: Tensor) -> Tensor:
+        values, axes = torch.linalg.eigh(root)
+        return (axes * values.clamp_min(self.floor)[..., None, :]) @ axes.mT
+
+    def vector(self, mean: Tensor, cov: Tensor) -> Tensor:
+        """Moment vector ``(*, m)`` of means ``(*, d)`` and covariances ``(*, d, d)``, as it is read off an embedding."""
+        return to_vector(mean, sqrtm_psd(self.spectrum(cov)))
 
     def condition(self, z: Tensor) -> Tensor:
         """Whitened embedding that conditions the generator, ``(K, n_embedding)``."""
