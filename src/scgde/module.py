@@ -184,7 +184,7 @@ class GDEModule(BaseModuleClass):
         shrinkage = self.set_encoder.shrinkage()
         if shrinkage is not None:
             self.skeleton.spectrum.load_state_dict(shrinkage.state_dict())
-        z = self.set_encoder(mean[rows], dense, n_sets=len(labels))
+        z = self.set_encoder.in_blocks(mean[rows], dense, len(labels))
         self.skeleton.whiten(z)
         moments, inverse = self.frame_moments, None
         if self.has_skeleton:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 
 _COST_PER_PASS = 2**25
+_CELLS_PER_BLOCK = 2**17
 
 
 class SetEncoder(nn.Module):
@@ -76,6 +77,20 @@ class SetEncoder(nn.Module):
         -------
         ``(n_sets, n_embedding)``.
         """
+
+    @torch.no_grad()
+    def in_blocks(self, u: Tensor, segment: Tensor, n_sets: int) -> Tensor:
+        """Embeddings ``(n_sets, n_embedding)`` of more cells than hidden layers can hold at once."""
+        order = torch.argsort(segment, stable=True)
+        sizes = torch.bincount(segment, minlength=n_sets)
+        block = torch.cumsum(sizes, 0) // _CELLS_PER_BLOCK
+        n_in_block = block.unique_consecutive(return_counts=True)[1].tolist()
+        rows = order.split([int(part.sum()) for part in sizes.split(n_in_block)])
+        blocks, first = [], 0
+        for n, own in zip(n_in_block, rows, strict=True):
+            blocks.append(self(u[own], segment[own] - first, n_sets=n))
+            first += n
+        return torch.cat(blocks)
 
     def learning_rate_factor(self, name: str) -> float:
         """Learning rate of a parameter, by its name, in units of the set encoders' learning rate."""

@@ -72,14 +72,13 @@ class ResidualEncoder(PooledEncoder, GatedEncoder):
 
     def _terms(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
         m = moment_size(self.n_latent)
-        straight = (self.vector(pooled[..., :m]) - self.centre) @ self.projection
+        straight = (self.vector(*self.mean_and_cov(pooled[..., :m])) - self.centre) @ self.projection
         correction = self.residual(torch.cat([straight / self.scale, pooled[..., m:]], dim=-1)) * self.scale
         return straight, correction
 
-    def vector(self, pooled: Tensor, *, shrunk: bool = True) -> Tensor:
-        """Mean and root covariance as one vector ``(*, m)``, from pooled first and second moments ``(*, m)``."""
-        mean, cov = self.mean_and_cov(pooled)
-        return to_vector(mean, sqrtm_psd(self.spectrum(cov) if shrunk else cov))
+    def vector(self, mean: Tensor, cov: Tensor) -> Tensor:
+        """Mean and root of the shrunk covariance as one vector, ``(*, m)``."""
+        return to_vector(mean, sqrtm_psd(self.spectrum(cov)))
 
     def mean_and_cov(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
         """Mean ``(*, d)`` and covariance ``(*, d, d)``, from pooled first and second moments ``(*, m)``."""
@@ -100,34 +99,38 @@ class ResidualEncoder(PooledEncoder, GatedEncoder):
     @torch.no_grad()
     def fit(self, u: Tensor, segment: Tensor, moments: PopulationMoments, set_size: int) -> None:
         d, m = self.n_latent, moment_size(self.n_latent)
-
-        def pooled(rows: Tensor | slice) -> Tensor:
-            codes = torch.unique(segment[rows], return_inverse=True)[1]
-            return segment_mean(moment_features(u[rows].double()), codes, int(codes.max()) + 1)
-
         self.pooled_cov.copy_(moments.pooled_covariance())
-        whole = pooled(slice(None))
+        whole = PopulationMoments.from_cells(u.double(), segment, len(moments.n))
         split = halves(segment, set_size)
         # where no population can be split, each counts as its own other half: axes are not scaled
-        parts = [pooled(rows) for rows in split[0]] if split else [whole, whole]
+        parts, ratio = [whole, whole], 1.0
         if split:
-            covs = [self.mean_and_cov(part)[1] for part in parts]
-            sizes = [torch.unique(segment[rows], return_counts=True)[1] for rows in split[0]]
-            self.spectrum.fit(covs, sizes, self.pooled_cov, split[1])
-        a, b = (self.vector(part) for part in parts)
+            parts, ratio = [_moments_of(u[rows], segment[rows]) for rows in split[0]], split[1]
+            self.spectrum.fit([self._cov(part) for part in parts], [part.n for part in parts], self.pooled_cov, ratio)
+        a, b = (self.vector(part.mean, self._cov(part)) for part in parts)
         common = (a + b).mean(0) / 2
         a, b = a - common, b - common
-        axes = ReliableAxes.fit(a, b, [(0, d, d, LEAST_GAIN), (d, m, m - d, LEAST_GAIN)], split[1] if split else 1.0)
+        axes = ReliableAxes.fit(a, b, [(0, d, d, LEAST_GAIN), (d, m, m - d, LEAST_GAIN)], ratio)
         gain = axes.gain.clone()
-        gain[d:] *= length_ratio(*(self.vector(part, shrunk=False)[:, d:] for part in parts), a[:, d:], b[:, d:])
+        # shrunk roots are shorter, and distances would be
+        gain[d:] *= length_ratio(*(sqrtm_psd(self._cov(part)).flatten(1) for part in parts), a[:, d:], b[:, d:])
         scaled = torch.cat([a, b]) @ axes.basis * gain
         chosen = principal_axes(scaled, d, self.n_embedding)
-        whole = self.vector(whole)
-        self.centre.copy_(whole.mean(0))
+        vectors = self.vector(whole.mean, self._cov(whole))
+        self.centre.copy_(vectors.mean(0))
         self.projection.copy_((axes.basis * gain) @ chosen)
         self.back.copy_((axes.basis / gain) @ chosen)
-        straight = (whole - whole.mean(0)) @ self.projection.double()
+        straight = (vectors - vectors.mean(0)) @ self.projection.double()
         self.scale.copy_(straight.square().sum(1).mean().sqrt().clamp_min(1e-6))
+
+    def _cov(self, moments: PopulationMoments) -> Tensor:
+        """Covariances as the encoder sees them: with divisor n, and a share of the pooled one added."""
+        return moments.cov * (1 - 1 / moments.n)[:, None, None] + self.floor * self.pooled_cov
+
+
+def _moments_of(u: Tensor, segment: Tensor) -> PopulationMoments:
+    present, codes = torch.unique(segment, return_inverse=True)
+    return PopulationMoments.from_cells(u.double(), codes, len(present))
 
 
 def length_ratio(a: Tensor, b: Tensor, a_shrunk: Tensor, b_shrunk: Tensor) -> float:
