@@ -50,7 +50,9 @@ class TransportEncoder(GatedEncoder):
         Entropic regularisation: its temperature over twice a population's mean variance.
     """
 
-    jackknife_max = 50
+    # without a cell the whole map moves a little, and extrapolating from that adds more noise than it removes bias: influences alone
+    # have a smaller error and better coverage from 5 to 50 cells
+    jackknife_max = 0
     wants_exact_targets = True
     reference: Tensor
     reference_root: Tensor
