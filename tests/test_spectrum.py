@@ -118,3 +118,28 @@ def test_skeleton_reads_the_covariance_itself_off_an_embedding_of_the_shrunk_one
     with torch.no_grad():
         root = skeleton(z)[1]
     torch.testing.assert_close(root @ root, own, rtol=0.02, atol=0.02)
+
+
+def with_column(cov: torch.Tensor, kind: str) -> torch.Tensor:
+    """The same covariances with one more column, that is a sum of the others or (nearly) constant."""
+    last = torch.ones(1, D) if kind == "sum" else torch.zeros(1, D)
+    change = torch.cat([torch.eye(D), last]).to(cov)
+    cov = change @ cov @ change.T
+    cov[:, D, D] += 1e-6 if kind == "tiny" else 0.0
+    return cov
+
+
+@pytest.mark.parametrize("kind", ["sum", "constant", "tiny"])
+def test_columns_that_say_nothing_change_neither_the_share_nor_what_is_decoded(kind):
+    spectrum, cov = SpectrumShrinkage(D + 1), with_column(covariances(), kind)
+    halves = [sampled(covariances(), 40, seed) for seed in (2, 3)]
+    spectrum.fit([with_column(half, kind) for half in halves], [torch.full((K,), 40)] * 2, cov.mean(0).float(), 1.0)
+    assert float(spectrum.share) == pytest.approx(float(fitted(40).share), rel=0.35 if kind == "sum" else 0.01)
+    spectrum.share.fill_(0.1)
+    skeleton = AffineSkeleton(D + 1, D + 1 + (D + 1) * (D + 2) // 2).double()
+    skeleton.spectrum = spectrum
+    with torch.no_grad():
+        skeleton.linear.weight.copy_(torch.eye(len(skeleton.linear.weight)))
+        skeleton.linear.bias.zero_()
+        root = skeleton(skeleton.vector(torch.zeros(K, D + 1, dtype=torch.float64), cov))[1]
+    torch.testing.assert_close((root @ root)[:, :D, :D], cov[:, :D, :D], rtol=1e-3, atol=1e-3)

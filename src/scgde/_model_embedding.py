@@ -98,7 +98,7 @@ class EmbeddingMixin:
         """Embedding ``z`` of populations, populations x ``n_embedding``.
 
         Populations never trained on are embedded as they are, without training. Those of at most 300 cells (50 with
-        encoders that pool more than once) have the bias that few cells give removed by the jackknife.
+        encoders that pool more than once, none with ``encoder="transport"``) have the bias that few cells give removed by the jackknife.
 
         Parameters
         ----------
@@ -118,7 +118,7 @@ class EmbeddingMixin:
         """Standard error of each coordinate of the embeddings, given the numbers of cells; NaN for one cell.
 
         By the infinitesimal jackknife, and by delete-one values for at most 300 cells (50 with encoders that pool more than
-        once). A 95 % interval is the embedding
+        once, none with ``encoder="transport"``). A 95 % interval is the embedding
         plus or minus the t quantile with n - 1 degrees of freedom times the standard error.
 
         Parameters

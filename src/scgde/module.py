@@ -271,7 +271,7 @@ class GDEModule(BaseModuleClass):
         k, (coefficient, pooled) = len(sources), self.shrinkage
         moments = PopulationMoments.from_cells(mean, segment, k)
         n = self.embedding_moments.mixtures(sources, weights).n
-        # an embedding sees covariances with divisor n, and is freed of that bias by the jackknife before it is decoded
+        # an embedding sees covariances with divisor n, and mostly is freed of that bias by the jackknife before it is decoded
         factor = (moments.n - 1) / moments.n
         moments = PopulationMoments(moments.n, moments.mean, moments.cov * factor[:, None, None])
         cov = moments.shrunk(coefficient * few_cells(n, mean.shape[1]), pooled).cov

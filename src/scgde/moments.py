@@ -39,8 +39,9 @@ class PopulationMoments:
         n = torch.bincount(segment, minlength=n_sets).to(u.dtype)
         mean = segment_mean(u, segment, n_sets)
         cov = u.new_zeros((n_sets, u.shape[1], u.shape[1]))
-        for start in range(0, u.shape[0], 65536):  # outer products are (rows, d, d)
-            rows = slice(start, start + 65536)
+        step = max(2**24 // max(u.shape[1], 1) ** 2, 1)
+        for start in range(0, u.shape[0], step):  # outer products are (rows, d, d)
+            rows = slice(start, start + step)
             centred = u[rows] - mean[segment[rows]]
             cov.index_add_(0, segment[rows], centred[:, :, None] * centred[:, None, :])
         return cls(n, mean, cov / (n - 1).clamp_min(1)[:, None, None])

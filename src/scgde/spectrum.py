@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from scgde.ot import sqrtm_psd
-
 MOST = 0.1
 """Largest share: what is drawn together is lost to large populations, and training populations may be all alike."""
+
+LEAST_DEVIATION = 1e-2
+"""Smallest standard deviation of an axis, of the pooled covariance here and of a population's frame: less is no spread."""
 
 _SMALLEST = 1e-12
 
@@ -74,28 +75,34 @@ class SpectrumShrinkage(nn.Module):
         size_ratio
             Cells of the sets that will be embedded over those of the halves.
         """
-        eye = torch.eye(len(pooled), dtype=torch.float64, device=pooled.device)
-        root = sqrtm_psd(pooled.double() + 1e-9 * pooled.double().trace() * eye)
-        self.root.copy_(root)
-        self.inverse_root.copy_(torch.linalg.inv(root))
-        enough = torch.minimum(*sizes) > len(pooled)  # the others have directions without any spread
-        x, y = (self._shape(cov[enough].double()) for cov in covs)
+        values, axes = torch.linalg.eigh(pooled.double())
+        root = values.clamp_min(LEAST_DEVIATION**2).sqrt()
+        self.root.copy_((axes * root) @ axes.T)
+        self.inverse_root.copy_((axes / root) @ axes.T)
+        # columns that are constant, or a sum of others, say nothing
+        seen = (axes / root)[:, values > LEAST_DEVIATION**2]
+        if seen.shape[1] < 2:
+            self.share.zero_()
+            return
+        enough = torch.minimum(*sizes) > seen.shape[1]  # the others have directions without any spread
+        x, y = (log_shape(seen.T @ cov[enough].double() @ seen) for cov in covs)
         signal, total = (x * y).sum(), (x.square() + y.square()).sum() / 2
-        reliability = float((signal / total.clamp_min(_SMALLEST)).clamp(0.0, 1.0)) if enough.any() else 0.0
+        reliability = float((signal / total.clamp_min(_SMALLEST)).clamp(0.0, 1.0))
         noise = (1 - reliability) / size_ratio
         self.share.fill_(min(noise / (reliability + noise), MOST))
-
-    def _shape(self, cov: Tensor) -> Tensor:
-        """Logarithms of covariances ``(K, d, d)`` in units of the pooled one, less that of their size."""
-        values, axes = torch.linalg.eigh(self._relative(cov))
-        logs = values.clamp_min(1e-6).log()
-        return (axes * (logs - logs.mean(-1, keepdim=True))[..., None, :]) @ axes.mT
 
     def _relative(self, cov: Tensor) -> Tensor:
         return self.inverse_root.to(cov.dtype) @ cov @ self.inverse_root.to(cov.dtype)
 
     def _absolute(self, cov: Tensor) -> Tensor:
         return self.root.to(cov.dtype) @ cov @ self.root.to(cov.dtype)
+
+
+def log_shape(cov: Tensor) -> Tensor:
+    """Logarithms of covariances ``(K, d, d)``, less that of their size."""
+    values, axes = torch.linalg.eigh(cov)
+    logs = values.clamp_min(1e-6).log()
+    return (axes * (logs - logs.mean(-1, keepdim=True))[..., None, :]) @ axes.mT
 
 
 class _Power(torch.autograd.Function):

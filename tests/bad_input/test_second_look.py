@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from anndata import AnnData
 
 import scgde
 from scgde.generation import CellContexts
@@ -202,3 +203,25 @@ def test_early_stopping_returns_to_the_best_weights_when_a_phase_runs_out(phase,
 def test_at_least_one_population_is_validated_on(make_cells, make_model, train):
     model = train(make_model(make_cells(8)), 4, split_by="population")
     assert (model.get_population_adata().obs["gde_split"] == "validation").sum() == 1
+
+
+@pytest.mark.parametrize("kind", ["proportions", "tiny column"])
+def test_columns_that_follow_from_others_or_hardly_vary_leave_the_spread_of_all_others_alone(kind):
+    rng = np.random.default_rng(17)
+    codes = np.repeat(np.arange(20), 40)
+    x = rng.normal(size=(20, 4))[codes] + rng.normal(size=(800, 4)) * rng.uniform(0.5, 2, (20, 4))[codes]
+    if kind == "proportions":
+        x = np.exp(x) / np.exp(x).sum(1, keepdims=True)
+    else:
+        x[:, 3] = 1e-4 * rng.normal(size=800)
+    adata = AnnData(np.zeros((800, 1), dtype=np.float32), obs={"population": [f"p{c:02d}" for c in codes]})
+    adata.obsm["points"] = x.astype(np.float32)
+    scgde.GDEModel.setup_anndata(adata, "population", obsm_key="points")
+    model = scgde.GDEModel(adata, n_embedding=16)
+    model.train(max_epochs=20, accelerator="cpu", enable_progress_bar=False, seed=0)
+    generated = model.sample(sorted(adata.obs["population"].unique()), 500, seed=0)
+    own, got = (
+        pd.DataFrame(np.asarray(rows)[:, :3]).groupby(np.asarray(labels)).std().to_numpy()
+        for rows, labels in ((x, adata.obs["population"]), (generated.X, generated.obs["population"]))
+    )
+    assert np.abs(np.median(got / own) - 1) < 0.1

@@ -59,6 +59,8 @@ def test_linear_encoders_need_no_bias_correction(encoder):
 
 
 def test_bias_of_small_populations_is_removed(encoder):
+    if not encoder.jackknife_max:
+        pytest.skip("uses no delete-one values")
     noise = torch.Generator().manual_seed(0)
     n, many = 15, 3000 if isinstance(encoder, PooledEncoder) else 300
     cells = torch.randn(n * many, 3, generator=noise)

@@ -42,7 +42,7 @@ class ReliableAxes:
         its square root, an axis contributes to the squared distance of two populations as much on average as their
         noiseless vectors would: noise then makes up for what the scaling takes away. (Scaled by the reliability itself, as
         a posterior mean is, distances come out too short, and least so between populations of large spread and thus
-        large noise.) Shrinking covariances in place of their roots does worse than doing nothing.
+        large noise.) Shrinking covariances towards the pooled one, in place of roots, does worse than doing nothing.
 
         Parameters
         ----------

@@ -51,7 +51,7 @@ class DeepSetEncoder(SetEncoder):
         self.centre.copy_(u.mean(0))
         self.scale.copy_((u - self.centre).square().mean().sqrt().clamp_min(1e-6))
         # start with the spread between populations that their means have, so that distances are in units of u
-        z = self(u, segment, n_sets=moments.mean.shape[0])
+        z = self.in_blocks(u, segment, moments.mean.shape[0])
         spread_z, spread_u = ((a - a.mean(0)).square().sum(1).mean().sqrt() for a in (z, moments.mean))
         self.z_scale.mul_(spread_u.clamp_min(1e-6) / spread_z.clamp_min(1e-6))
 

@@ -47,6 +47,6 @@ class KernelMeanEncoder(PooledEncoder):
         step = max(u.shape[0] // 1000, 1)
         self.log_bandwidth.copy_(torch.pdist(u[::step][:1000]).median().clamp_min(1e-6).log())
         # start with the spread between populations that their means have, so that distances are in units of u
-        z = self(u, segment, n_sets=moments.mean.shape[0])
+        z = self.in_blocks(u, segment, moments.mean.shape[0])
         spread_z, spread_u = ((a - a.mean(0)).square().sum(1).mean().sqrt() for a in (z, moments.mean))
         self.log_scale.add_((spread_u.clamp_min(1e-6) / spread_z.clamp_min(1e-6)).log())

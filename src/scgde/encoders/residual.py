@@ -100,6 +100,7 @@ class ResidualEncoder(PooledEncoder, GatedEncoder):
     def fit(self, u: Tensor, segment: Tensor, moments: PopulationMoments, set_size: int) -> None:
         d, m = self.n_latent, moment_size(self.n_latent)
         self.pooled_cov.copy_(moments.pooled_covariance())
+        self.spectrum.share.zero_()
         whole = PopulationMoments.from_cells(u.double(), segment, len(moments.n))
         split = halves(segment, set_size)
         # where no population can be split, each counts as its own other half: axes are not scaled
@@ -113,7 +114,8 @@ class ResidualEncoder(PooledEncoder, GatedEncoder):
         axes = ReliableAxes.fit(a, b, [(0, d, d, LEAST_GAIN), (d, m, m - d, LEAST_GAIN)], ratio)
         gain = axes.gain.clone()
         # shrunk roots are shorter, and distances would be
-        gain[d:] *= length_ratio(*(sqrtm_psd(self._cov(part)).flatten(1) for part in parts), a[:, d:], b[:, d:])
+        longer = length_ratio(*(sqrtm_psd(self._cov(part)).flatten(1) for part in parts), a[:, d:], b[:, d:])
+        gain[d:] *= min(longer, 1 / (1 - float(self.spectrum.share)))
         scaled = torch.cat([a, b]) @ axes.basis * gain
         chosen = principal_axes(scaled, d, self.n_embedding)
         vectors = self.vector(whole.mean, self._cov(whole))
@@ -134,8 +136,8 @@ def _moments_of(u: Tensor, segment: Tensor) -> PopulationMoments:
 
 
 def length_ratio(a: Tensor, b: Tensor, a_shrunk: Tensor, b_shrunk: Tensor) -> float:
-    """Noiseless length of vectors ``(K, m)`` over that of shrunk ones, from two halves of each population; between 1 and 1.5."""
+    """Noiseless length of vectors ``(K, m)`` over that of shrunk ones, from two halves of each population; at least 1."""
     signal, shrunk = (
         ((x - x.mean(0)) * (y - y.mean(0))).sum().clamp_min(0.0) for x, y in ((a, b), (a_shrunk, b_shrunk))
     )
-    return float((signal / shrunk.clamp_min(1e-12)).sqrt().clamp(1.0, 1.5))
+    return float((signal / shrunk.clamp_min(1e-12)).sqrt().clamp_min(1.0))

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from scgde.moments import PopulationMoments, from_vector, moment_size, to_vector
 from scgde.ot import sqrtm_psd
-from scgde.spectrum import SpectrumShrinkage
+from scgde.spectrum import LEAST_DEVIATION, SpectrumShrinkage
 
 RIDGES = (1e-7, 1e-5, 1e-3, 1e-1, 10.0)
 """Penalties to choose from, in units of the largest variance of an embedding; spreads have a ten-thousandth of that of means."""
@@ -18,7 +18,7 @@ N_FOLDS = 5
 class AffineSkeleton(nn.Module):
     """Mean and square-root covariance of a population as a linear function of its embedding.
 
-    Where an encoder shrinks the spectrum of covariances, that of the shrunk one is linear, and the shrinkage is undone.
+    Where an encoder shrinks the spectrum of covariances, what is linear is the root of the shrunk one, and the shrinkage is undone.
 
     Also whitens the embedding before it conditions a generator: an isometric ``z`` carries spread at a hundredth of
     the scale at which it carries the mean, and a network would not look at it.
@@ -32,7 +32,7 @@ class AffineSkeleton(nn.Module):
     """
 
     #: Smallest standard deviation of a frame's axis; keeps the frame invertible.
-    floor = 1e-2
+    floor = LEAST_DEVIATION
 
     z_mean: Tensor
     whitening: Tensor
@@ -55,14 +55,10 @@ class AffineSkeleton(nn.Module):
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Mean ``(K, n_latent)`` and symmetric positive root ``(K, n_latent, n_latent)`` for ``z`` ``(K, n_embedding)``."""
         mean, root = from_vector(self.linear(z), self.n_latent)
-        root = self._floored(root.double())
+        root = _clamped(root.double(), 0.0 if self.spectrum.share else self.floor)
         if self.spectrum.share:
-            root = self._floored(sqrtm_psd(self.spectrum.inverse(root @ root)))
+            root = _clamped(sqrtm_psd(self.spectrum.inverse(root @ root)), self.floor)
         return mean, root.to(z.dtype)
-
-    def _floored(self, root: Tensor) -> Tensor:
-        values, axes = torch.linalg.eigh(root)
-        return (axes * values.clamp_min(self.floor)[..., None, :]) @ axes.mT
 
     def vector(self, mean: Tensor, cov: Tensor) -> Tensor:
         """Moment vector ``(*, m)`` of means ``(*, d)`` and covariances ``(*, d, d)``, as it is read off an embedding."""
@@ -135,6 +131,11 @@ class AffineSkeleton(nn.Module):
         values, axes = torch.linalg.eigh(centred.T @ centred / max(len(z) - 1, 1))
         self.z_mean.copy_(z.double().mean(0))
         self.whitening.copy_((axes * (values.clamp_min(0) + least * values[-1].clamp_min(1e-12)).rsqrt()) @ axes.T)
+
+
+def _clamped(root: Tensor, least: float) -> Tensor:
+    values, axes = torch.linalg.eigh(root)
+    return (axes * values.clamp_min(least)[..., None, :]) @ axes.mT
 
 
 def fold_of(population: Tensor) -> Tensor:
