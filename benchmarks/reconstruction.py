@@ -24,7 +24,7 @@ from scgde import ot
 from scgde.encoders import ENCODERS
 from scgde.generators import GENERATORS
 
-D, N_POINTS, N_TEST = 5, 10_000, 25
+D, N_POINTS, N_TEST = 5, 10_000, 12
 MIXTURE_EPOCHS, MIXTURE_HIDDEN, MIXTURE_WIDTH, MIXTURE_BATCH = 6, 512, 192, 64
 MIDPOINT_POPULATIONS, MIDPOINT_EPOCHS, MIDPOINT_HIDDEN = 20_000, 4, 256
 MIXTURE_MODELS = [("shape", "mixture"), ("residual", "flow")]
