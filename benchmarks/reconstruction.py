@@ -23,6 +23,7 @@ from scipy.stats import invwishart
 from scgde import ot
 from scgde.encoders import ENCODERS
 from scgde.generators import GENERATORS
+from scgde.paths import path_frames
 
 D, N_POINTS, N_TEST = 5, 10_000, 12
 MIXTURE_EPOCHS, MIXTURE_HIDDEN, MIXTURE_WIDTH, MIXTURE_BATCH = 6, 512, 192, 64
@@ -157,10 +158,19 @@ def decoded_moments(model, z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return mean.double().numpy(), (root @ root.mT).double().numpy()
 
 
+def path_moments(model, source: np.ndarray, target: np.ndarray, t: float) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and covariance of the decoded step at ``t``, in the units of the points, for each pair of embeddings."""
+    observation = model.module.observation
+    scale, centre = float(observation.scale), observation.centre.double().numpy()
+    frames = [path_frames(model.module, a, b, np.array([t])) for a, b in zip(source, target, strict=True)]
+    mean, root = (np.concatenate(x) for x in zip(*frames, strict=True))
+    return mean * scale + centre, root @ root * scale**2
+
+
 def gaussian_path_errors(model, laws: list[Mixture], x, codes, rng: np.random.Generator) -> dict:
     """Errors along paths between 200 pairs, as shares of the endpoints' distance.
 
-    Of the line between embeddings decoded by the skeleton; of McCann's geodesic between the decoded endpoints; and of both kinds
+    Of the moments of decoded steps; of those that points on the line between the embeddings would be decoded with; and of both kinds
     of path in the moments of the points that are embedded, which is what an exact embedding would give. The straight line in
     mean and root covariance of the law has no sampling error.
     """
@@ -172,17 +182,15 @@ def gaussian_path_errors(model, laws: list[Mixture], x, codes, rng: np.random.Ge
     mean, cov = (np.stack(v) for v in zip(*(law.moments() for law in laws), strict=True))
     root, length = ot.sqrtm_psd(cov), ot.gaussian_wasserstein(mean[i], cov[i], mean[j], cov[j])
     own_cov = own[1] @ own[1]
-    ends = decoded_moments(model, z)
     errors: dict[str, list] = {}
     for t in (0.25, 0.5, 0.75):
         truth = ot.gaussian_geodesic(mean[i], cov[i], mean[j], cov[j], t)
-        ours = decoded_moments(model, (1 - t) * z[i] + t * z[j])
-        methods = {"scgde": ours}
+        methods = {"scgde": path_moments(model, z[i], z[j], t)}
+        methods["line between embeddings"] = decoded_moments(model, (1 - t) * z[i] + t * z[j])
         for name, (m, r) in {"line in moments": (mean, root), "line in own moments": own}.items():
             middle = (1 - t) * r[i] + t * r[j]
             methods[name] = (1 - t) * m[i] + t * m[j], middle @ middle
-        for name, (m, c) in {"geodesic of decoded ends": ends, "geodesic of own moments": (own[0], own_cov)}.items():
-            methods[name] = ot.gaussian_geodesic(m[i], c[i], m[j], c[j], t)
+        methods["geodesic of own moments"] = ot.gaussian_geodesic(own[0][i], own_cov[i], own[0][j], own_cov[j], t)
         for name, law in methods.items():
             errors.setdefault(name, []).append(ot.gaussian_wasserstein(*law, *truth) / length)
     out = {}

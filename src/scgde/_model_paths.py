@@ -66,7 +66,8 @@ class PathsMixin(DecodingMixin):
         method
             ``"latent"``: populations generated from points on the straight line between the embeddings, which
             approximates the Wasserstein geodesic as far as distances between embeddings approximate Wasserstein
-            distances. ``"displacement"``: cells of both ends, paired by exact optimal transport in ``u``, moved on straight
+            distances. Their means and covariances are put on the geodesic of normal populations with those of the ends.
+            ``"displacement"``: cells of both ends, paired by exact optimal transport in ``u``, moved on straight
             lines; the geodesic between the two samples, whose time grows as the cube of ``n_cells``. It follows cells, and
             what lies between two states need not look like a population of the data.
         adata

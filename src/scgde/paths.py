@@ -31,14 +31,41 @@ def latent_path(
 ) -> np.ndarray:
     """Latents ``(steps, n_cells, n_latent)`` of the populations on the line between two embeddings ``(n_embedding,)``.
 
-    Every step is generated from the same noise, so that cell ``i`` of one step is cell ``i`` of the next, moved.
+    Shape is generated from the line, in a frame on the geodesic (:func:`path_frames`). Every step is generated from the same noise,
+    so that cell ``i`` of one step is cell ``i`` of the next, moved.
     """
     state, path = generator.get_state(), []
-    for t in times:
+    frames = path_frames(module, z_source, z_target, times) if module.has_skeleton else None
+    for i, t in enumerate(times):
         generator.set_state(state)
         z = ((1 - t) * z_source + t * z_target).astype(np.float32)
-        path.append(generate_latents(module, np.repeat(z[None], n_cells, 0), generator)[0])
+        u = generate_latents(module, np.repeat(z[None], n_cells, 0), generator)[0]
+        if frames is not None:
+            mean, root = (x[0].double().cpu().numpy() for x in _read(module, z[None]))
+            y = np.linalg.solve(root, (u - mean).T)
+            u = (frames[0][i] + (frames[1][i] @ y).T).astype(np.float32)
+        path.append(u)
     return np.stack(path)
+
+
+def path_frames(
+    module: GDEModule, z_source: np.ndarray, z_target: np.ndarray, times: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Means ``(steps, n_latent)`` and root covariances ``(steps, n_latent, n_latent)`` along a path between two embeddings.
+
+    Those of the Wasserstein geodesic of normal populations with the mean and covariance that are read off the ends. Read off the
+    line between the embeddings they would nearly be the same: it is straight in root covariances, as the geodesic is where these commute.
+    """
+    mean, root = (x.double().cpu().numpy() for x in _read(module, np.stack([z_source, z_target])))
+    cov = root @ root
+    steps = [ot.gaussian_geodesic(mean[0], cov[0], mean[1], cov[1], float(t)) for t in times]
+    return np.stack([m for m, _ in steps]), ot.sqrtm_psd(np.stack([c for _, c in steps]))
+
+
+@torch.no_grad()
+def _read(module: GDEModule, z: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    """Means and root covariances that are read off embeddings ``(K, n_embedding)``."""
+    return module.skeleton(torch.from_numpy(np.asarray(z, dtype=np.float32)).to(module.device))
 
 
 def displacement_path(
