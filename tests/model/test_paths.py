@@ -12,7 +12,7 @@ from scipy.stats import multivariate_normal
 import scgde
 from scgde import ot
 from scgde.inference import encode_cells
-from scgde.paths import check_weights, transport_score
+from scgde.paths import check_weights, latent_path, path_frames, transport_score
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +118,21 @@ def test_latent_path_follows_cells_and_has_the_moments_of_the_geodesic(gaussians
     total = pot.gaussian.bures_wasserstein_distance(mean[0], mean[1], root[0] @ root[0], root[1] @ root[1])
     # constant speed along a geodesic, within what 250 cells tell about a population
     np.testing.assert_allclose(np.array(distance) / total, np.linspace(0, 1, 5), atol=0.1)
+
+
+def test_frames_of_a_path_are_the_geodesic_of_those_of_the_ends_and_its_cells_have_them(gaussians):
+    model, _, _ = gaussians
+    z = model.get_population_embedding().loc[["p00", "p01"]].to_numpy()
+    times = np.array([0.0, 0.3, 1.0])
+    mean, root = path_frames(model.module, *z, times)
+    distance = ot.gaussian_wasserstein(mean[0], root[0] @ root[0], mean, root @ root)
+    np.testing.assert_allclose(distance / distance[2], times, atol=1e-3)
+    ends = [x.detach().double().numpy() for x in model.module.skeleton(torch.from_numpy(z).float())]
+    np.testing.assert_allclose(mean[[0, 2]], ends[0], atol=1e-5)
+    np.testing.assert_allclose(root[[0, 2]], ends[1], atol=1e-4)
+    u = latent_path(model.module, *z, times, 20_000, torch.Generator().manual_seed(0))
+    np.testing.assert_allclose(u.mean(1), mean, atol=0.03)
+    np.testing.assert_allclose([np.cov(x.T) for x in u], root @ root, atol=0.05 * np.square(root).sum())
 
 
 def test_displacement_moves_matched_cells_on_straight_lines(gaussians):
