@@ -60,7 +60,7 @@ def pairs_of_parts() -> list[tuple[str, str, bool]]:
 
 def run_gaussians(arguments) -> None:
     rows = []
-    for scale in (1.0, 0.1):
+    for scale in (float(x) for x in arguments.scales.split(",")):
         for seed in seeds_of(arguments):
             rng = np.random.default_rng([seed, int(10 * scale)])
             laws = [draw_wishart(D, rng, scale) for _ in range(N_TEST)]
@@ -257,6 +257,7 @@ if __name__ == "__main__":
         populations=2000,
         mixtures=50_000,
         only="",
+        scales="1,0.1",
         **{"first-seed": 0},
     )
     parts = {"gaussians": run_gaussians, "mixtures": run_mixtures}
