@@ -114,7 +114,8 @@ class ResidualEncoder(PooledEncoder, GatedEncoder):
         axes = ReliableAxes.fit(a, b, [(0, d, d, LEAST_GAIN), (d, m, m - d, LEAST_GAIN)], ratio)
         gain = axes.gain.clone()
         # shrunk roots are shorter, and distances would be
-        longer = length_ratio(*(sqrtm_psd(self._cov(part)).flatten(1) for part in parts), a[:, d:], b[:, d:])
+        roots = [sqrtm_psd(self._cov(part)).flatten(1) for part in parts]
+        longer = length_ratio(roots[0], roots[1], a[:, d:], b[:, d:])
         gain[d:] *= min(longer, 1 / (1 - float(self.spectrum.share)))
         scaled = torch.cat([a, b]) @ axes.basis * gain
         chosen = principal_axes(scaled, d, self.n_embedding)
