@@ -34,7 +34,7 @@ STAGES = (
     (3_000, 10_000, 256, 2500, 2e-3),
 )
 """One model learns from sets of more and more draws: what weighs noise against noise is learned where noise is large, and how
-the answer bends where it is small, which takes long at low noise. Shrinking as 3,000 draws ask for costs less than 1 % of the error at 10,000."""
+the answer bends where it is small, which takes long at low noise."""
 
 ZERO_WEIGHT = 30.0
 """Scale of the indicator of zero in a row, so that it counts for as much as the rest."""

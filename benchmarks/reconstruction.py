@@ -5,7 +5,7 @@ the flow and every generator with the residual encoder, with and without the ske
 ``--part mixtures``: five-dimensional mixtures of three, 10,000 points, squared mixture W2 after a fit started at the truth.
 The paper trains on 50,000 sets; 20,000 populations of 128 points train here, for 8 epochs in batches of 64 sets (2,500 steps), with 512 hidden units
 and 192 coordinates. A default model, trained for one epoch, is shown beside it.
-``--part geodesics``: the line between two embeddings against McCann's geodesic of Gaussians. They train on populations of 1,024 points, in ten
+``--part geodesics``: decoded paths and the line between two embeddings against McCann's geodesic of Gaussians. They train on populations of 1,024 points, in ten
 dimensions with 128 coordinates.
 ``--part midpoints``: the decoded midpoint of two-dimensional mixtures against that of exact transport; 20,000 populations of 128 points
 train for 4 epochs in batches of 64 sets, with 256 hidden units. A default model, trained for one epoch, is shown beside it.

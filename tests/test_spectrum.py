@@ -89,7 +89,7 @@ def test_few_cells_give_no_estimate_and_no_error():
     cov = sampled(covariances(), 4, 2)
     spectrum = SpectrumShrinkage(D).double()
     spectrum.fit([cov, cov], [torch.full((K,), 4)] * 2, cov.mean(0), 1.0)
-    assert 0 <= float(spectrum.share) <= MOST
+    assert float(spectrum.share) == pytest.approx(MOST)
     assert torch.isfinite(spectrum(cov)).all()
 
 
@@ -118,6 +118,16 @@ def test_skeleton_reads_the_covariance_itself_off_an_embedding_of_the_shrunk_one
     with torch.no_grad():
         root = skeleton(z)[1]
     torch.testing.assert_close(root @ root, own, rtol=0.02, atol=0.02)
+
+
+def test_shrunk_distances_of_spread_are_as_long_as_noiseless_ones():
+    encoder, _, _ = encoded()
+    mean, cov = torch.zeros(60, D, dtype=torch.float64), covariances(60, seed=9)
+    with torch.no_grad():
+        z = encoder.vector(mean, cov + encoder.floor * encoder.pooled_cov) @ encoder.projection
+    ratio = torch.pdist(z) / torch.pdist(sqrtm_psd(cov).flatten(1))
+    # axes are scaled by the root of their reliability, so that noise makes up for the rest
+    assert 0.8 < float(ratio.mean()) < 1.05
 
 
 def with_column(cov: torch.Tensor, kind: str) -> torch.Tensor:

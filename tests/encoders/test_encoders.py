@@ -312,3 +312,15 @@ def test_shape_encoder_has_the_distances_of_the_default_one():
     distances = [torch.pdist(encoder(u, segment).detach()) for encoder in (shape, plain)]
     # a share of 0.03 of the spread is a thousandth of distances; more between populations that are alike
     torch.testing.assert_close(*distances, rtol=0.02, atol=0.01)
+
+
+@pytest.mark.parametrize("block", [1, 7, 10**6])
+def test_embedding_in_blocks_is_embedding_at_once(name, block, monkeypatch):
+    monkeypatch.setattr("scgde.encoders.base._CELLS_PER_BLOCK", block)
+    noise = torch.Generator().manual_seed(0)
+    encoder = ENCODERS[name](3, 7, 16).double().eval()
+    segment = torch.randperm(60, generator=noise) % 10  # in no order
+    u = torch.randn(60, 3, generator=noise, dtype=torch.float64)
+    with torch.no_grad():
+        expected = encoder(u, segment)
+    torch.testing.assert_close(encoder.in_blocks(u, segment, 10), expected)

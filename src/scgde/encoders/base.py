@@ -80,7 +80,10 @@ class SetEncoder(nn.Module):
 
     @torch.no_grad()
     def in_blocks(self, u: Tensor, segment: Tensor, n_sets: int) -> Tensor:
-        """Embeddings ``(n_sets, n_embedding)``, some sets at a time: hidden layers of all cells at once may not fit memory."""
+        """Embeddings ``(n_sets, n_embedding)``, some sets at a time: hidden layers of all cells at once may not fit memory.
+
+        No set may be empty.
+        """
         order = torch.argsort(segment, stable=True)
         sizes = torch.bincount(segment, minlength=n_sets)
         block = torch.cumsum(sizes, 0) // _CELLS_PER_BLOCK

@@ -50,8 +50,8 @@ class TransportEncoder(GatedEncoder):
         Entropic regularisation: its temperature over twice a population's mean variance.
     """
 
-    # Without a cell the whole map moves a little, and extrapolating from that adds more noise than it removes bias: with influences
-    # alone the error is smaller from 5 to 50 cells, and coverage better but for a handful of cells in five dimensions.
+    # Without a cell the whole map moves a little, and extrapolating from that adds more noise than it removes bias. Few cells
+    # keep their bias.
     jackknife_max = 0
     wants_exact_targets = True
     reference: Tensor
