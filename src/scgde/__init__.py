@@ -2,9 +2,10 @@
 
 from importlib.metadata import version
 
-from . import datasets, ot, pl, tl
+from . import datasets, ot, perturbation, pl, tl
 from .model import GDEModel
+from .perturbation import PerturbationPredictor
 
-__all__ = ["GDEModel", "datasets", "ot", "pl", "tl"]
+__all__ = ["GDEModel", "PerturbationPredictor", "datasets", "ot", "perturbation", "pl", "tl"]
 
 __version__ = version("scgde")

@@ -254,6 +254,14 @@ class EmbeddingMixin:
         ``uns["gde"]``
             ``params``.
         """
+        population = self._population_table(adata, indices, batch_size)
+        population.obsp["gde_distances"] = _euclidean(population.X.astype(np.float64)).astype(np.float32)
+        return population
+
+    def _population_table(
+        self, adata: AnnData | None = None, indices: Sequence[int] | None = None, batch_size: int | None = None
+    ) -> AnnData:
+        """:meth:`get_population_adata` without distances, which many populations have too many of."""
         table, rows, embedding, _ = self._embed(adata, indices, batch_size)
         obs = _constant_columns(table.obs.iloc[rows], embedding.codes, len(embedding.labels), self._population_keys())
         obs.index = pd.Index(embedding.labels, dtype=str)
@@ -271,9 +279,15 @@ class EmbeddingMixin:
         )
         population.obsm["X_gde"] = embedding.z.copy()
         population.layers["standard_error"] = embedding.standard_error
-        population.obsp["gde_distances"] = _euclidean(embedding.z.astype(np.float64)).astype(np.float32)
         population.uns["gde"] = {"params": self._parameters()}
         return population
+
+    def _embed_cells(self, adata: AnnData, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Embedding of given cells as one population and its squared standard errors, each ``(n_embedding,)``."""
+        u, _ = encode_cells(self.module, self._table(adata), rows)
+        self.module.eval()
+        embedding = embed(self.module.set_encoder, u, np.zeros(len(rows), dtype=np.int64), ["cells"], None)
+        return embedding.z[0].astype(np.float64), np.square(embedding.standard_error[0].astype(np.float64))
 
     def embed_populations(self, adata: AnnData | None = None, key_added: str = "gde") -> None:
         """Write embeddings to an AnnData; the only method that writes.

@@ -1,0 +1,57 @@
+"""Descriptions of perturbations that the data themselves give."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from sklearn.decomposition import PCA
+
+from scgde.components import subsample
+from scgde.perturbation.metrics import log_normalise
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from scgde import GDEModel
+
+MAX_CELLS = 20_000
+
+
+def gene_loadings(model: GDEModel, genes: Sequence[Any], n_components: int = 20, seed: int = 0) -> pd.DataFrame | None:
+    """How genes go together in the cells that a model was trained on, as features of perturbations that target them.
+
+    Loadings of genes on the principal components of log-normalised expression, every gene scaled to unit variance: the inner product
+    of two rows is the part of the genes' correlation that the components explain. Nothing but expression goes into them.
+
+    Parameters
+    ----------
+    model
+        Trained model with its AnnData.
+    genes
+        Genes to describe; those that are no genes of the data are left out.
+    n_components
+        Number of components.
+    seed
+        Seed of the choice of cells where there are more than 20,000.
+
+    Returns
+    -------
+    DataFrame, genes x components; None if no gene is of the data or rows are no counts.
+    """
+    names = pd.Index(np.asarray(model._variables(), dtype=object).astype(str))
+    chosen = [str(g) for g in genes if str(g) in names]
+    if not chosen or not model.module.observation.is_count:
+        return None
+    table = model._table()
+    values = log_normalise(table.rows(subsample(np.asarray(model.train_indices_), MAX_CELLS, seed)))
+    spread = values.std(0)
+    values = (values - values.mean(0)) / np.where(spread > 0, spread, 1.0)
+    count = min(n_components, *(n - 1 for n in values.shape))
+    if count < 1:
+        return None
+    components = PCA(count, svd_solver="randomized", random_state=seed).fit(values)
+    loadings = components.components_.T * np.sqrt(components.explained_variance_)
+    frame = pd.DataFrame(loadings, index=names, columns=[f"loading_{i}" for i in range(count)])
+    return frame.loc[list(dict.fromkeys(chosen))]

@@ -1,0 +1,441 @@
+"""Shifts of embeddings that perturbations cause, seen or predicted. No cells here: populations only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from scgde.perturbation.combinations import MIN_COMBINATIONS, InteractionModel, PartsModel, leading_axes
+from scgde.perturbation.design import Treatment
+from scgde.perturbation.regression import KernelRegression, Prediction
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from scgde.perturbation.design import Design
+
+CONTEXT_SLOPES = (0.0, -0.25, -0.5, -0.75, -1.0)
+"""Shares of a context's own state that a shift undoes: none, where every context moves alike, to all, where all arrive at one state."""
+
+TRANSFER_SLOPES = (0.0, 0.25, 0.5, 0.75, 1.0)
+"""Shares of the shift in other contexts that a context takes over."""
+
+MIN_SHRUNKEN = 8
+"""Treatments of a context before the distribution of their shifts says anything about one of them."""
+
+MIN_SHARED = 8
+"""Perturbations that two contexts must share before one learns from the other's shifts."""
+
+
+class UnknownPerturbationError(KeyError):
+    """A perturbation that was never seen, and that no features describe."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+@dataclass(frozen=True)
+class Shift:
+    """Shift of an embedding.
+
+    Attributes
+    ----------
+    mean, variance
+        ``(n_embedding,)``; the variance is that of the true shift around the mean.
+    freedom
+        Degrees of freedom of the variance.
+    situation
+        ``"seen"``, ``"context"``, ``"transfer"``, ``"features"``, ``"combination"`` or ``"mean"``.
+    extrapolated
+        Whether a dose is outside the range that was seen.
+    ratios
+        See :class:`~scgde.perturbation.regression.Prediction`.
+    """
+
+    mean: np.ndarray
+    variance: np.ndarray
+    freedom: float
+    situation: str
+    extrapolated: bool = False
+    ratios: np.ndarray = field(default_factory=lambda: np.empty(0))
+
+
+class ShiftModel:
+    """Predicts the shift of any treatment in any context from those of a design.
+
+    Parameters
+    ----------
+    design
+        Pairs of contexts and treatments with their embeddings.
+    features
+        One row for each perturbation that has any, or None.
+    """
+
+    def __init__(self, design: Design, features: pd.DataFrame | None) -> None:
+        self.design, self.features = design, features
+        self.controls = {c: design.control_row(c) for c in design.context_names}
+        rows = np.array([self.controls[c] for c in design.contexts])
+        self.shift = (design.z - design.z[rows]).astype(np.float64)
+        self.variance = (design.variance + design.variance[rows]).astype(np.float64)
+        # embeddings of few cells may have no standard error; they weigh as the least certain ones do
+        worst = np.nanmax(self.variance, initial=0.0)
+        self.variance = np.where(np.isfinite(self.variance), self.variance, worst)
+        self.rows: dict[tuple[str, ...], dict[str, dict[float | None, int]]] = {}
+        for i in np.flatnonzero(~design.is_control):
+            t = design.treatments[i]
+            self.rows.setdefault(t.parts, {}).setdefault(design.contexts[i], {})[t.dose] = int(i)
+        self.heads: dict[tuple, KernelRegression] = {}
+        self.parts_models: dict[str | None, PartsModel | None] = {}
+        self.cache: dict[str, InteractionModel | None] = {}
+
+    @property
+    def singles(self) -> list[str]:
+        """Perturbations that were seen alone, sorted."""
+        return sorted(parts[0] for parts in self.rows if len(parts) == 1)
+
+    @property
+    def combinations(self) -> list[tuple[str, ...]]:
+        """Combinations that were seen, sorted."""
+        return sorted(parts for parts in self.rows if len(parts) > 1)
+
+    # -------------------------------------------------------------------- entry
+
+    def predict(
+        self, treatment: Treatment, context: str | None, z_control: np.ndarray, unknown: str = "raise"
+    ) -> Shift:
+        """Shift of ``treatment`` in a context whose control has the embedding ``z_control`` ``(n_embedding,)``.
+
+        Parameters
+        ----------
+        treatment
+            What is asked for.
+        context
+            Name of the context, which may be of the design; None for another.
+        z_control
+            Embedding of its control.
+        unknown
+            ``"raise"``, or ``"mean"`` for the mean shift where nothing describes a perturbation.
+
+        Raises
+        ------
+        UnknownPerturbationError
+            If a part was never seen and has no features.
+        """
+        if context is not None:
+            seen = self.observed(treatment, context)
+            if seen is not None:
+                return self._shrunken(seen, context)
+        where = [c for c in self.rows.get(treatment.parts, {}) if c != context]
+        if where:
+            return self._elsewhere(treatment, context, where, z_control)
+        if len(treatment.parts) > 1:
+            return self._combination(treatment, context, z_control, unknown)
+        return self._described(treatment, context, z_control, unknown)
+
+    def observed(self, treatment: Treatment, context: str) -> Shift | None:
+        """Shift of a treatment that was seen in a context, its dose between those seen; None if it was not seen."""
+        by_dose = self.rows.get(treatment.parts, {}).get(context)
+        if by_dose is None:
+            return None
+        if treatment.dose is None:
+            if len(by_dose) > 1:
+                message = f"{'+'.join(treatment.parts)!r} was seen at doses {sorted(d for d in by_dose if d is not None)}; pass dose=."
+                raise ValueError(message)
+            row = next(iter(by_dose.values()))
+            return Shift(self.shift[row], self.variance[row], max(self.design.n_cells[row] - 1.0, 1.0), "seen")
+        if treatment.dose in by_dose:
+            row = by_dose[treatment.dose]
+            return Shift(self.shift[row], self.variance[row], max(self.design.n_cells[row] - 1.0, 1.0), "seen")
+        doses = sorted(d for d in by_dose if d is not None)
+        if not doses:
+            message = f"{'+'.join(treatment.parts)!r} was seen without doses; leave dose= out."
+            raise ValueError(message)
+        return self._between_doses(treatment.dose, doses, [by_dose[d] for d in doses])
+
+    def _shrunken(self, seen: Shift, context: str) -> Shift:
+        """Posterior mean of a shift that was seen, its prior being the shifts of all treatments of the context.
+
+        A shift from few cells holds noise along many coordinates that treatments hardly differ in (empirical Bayes; Efron and Morris 1973,
+        J Am Stat Assoc 68, 117-130).
+        """
+        rows = [i for d in self.rows.values() for i in d.get(context, {}).values()]
+        if len(rows) < MIN_SHRUNKEN or seen.extrapolated:
+            return seen
+        mean = self.shift[rows].mean(0)
+        between = np.maximum(self.shift[rows].var(0, ddof=1) - self.variance[rows].mean(0), 0)
+        share = between / np.maximum(between + seen.variance, 1e-300)
+        return replace(seen, mean=mean + share * (seen.mean - mean), variance=share * seen.variance)
+
+    def _between_doses(self, dose: float, doses: list[float], rows: list[int]) -> Shift:
+        """Linear in log(1 + dose) between neighbours, from no shift at no dose; the last shift beyond the last dose."""
+        grid = np.log1p([0.0, *doses])
+        values = np.concatenate([np.zeros((1, self.shift.shape[1])), self.shift[rows]])
+        variances = np.concatenate([np.zeros((1, self.shift.shape[1])), self.variance[rows]])
+        at = float(np.log1p(dose))
+        if at >= grid[-1]:
+            # nothing says whether the effect goes on growing: its last step might be made once more for every step of dose
+            step = values[-1] - values[-2]
+            beyond = (at - grid[-1]) / max(grid[-1] - grid[-2], 1e-12)
+            return Shift(values[-1], variances[-1] + np.square(beyond * step), 3.0, "seen", extrapolated=True)
+        k = int(np.searchsorted(grid, at, side="right"))
+        w = (at - grid[k - 1]) / (grid[k] - grid[k - 1])
+        bend = np.square((values[k] - values[k - 1]) * w * (1 - w))
+        variance = np.square(1 - w) * variances[k - 1] + np.square(w) * variances[k] + bend
+        return Shift((1 - w) * values[k - 1] + w * values[k], variance, 3.0, "seen", extrapolated=dose < doses[0])
+
+    # ------------------------------------------------------------- new contexts
+
+    def _elsewhere(
+        self, treatment: Treatment, context: str | None, where: Sequence[str], z_control: np.ndarray
+    ) -> Shift:
+        """Shift of a treatment that was seen in the contexts ``where``, for another context."""
+        seen = {c: self.observed(treatment, c) for c in where}
+        shifts = {c: s for c, s in seen.items() if s is not None}
+        extrapolated = any(s.extrapolated for s in shifts.values())
+        shared = [] if context is None else self._shared(context, tuple(sorted(shifts)))
+        if len(shared) >= MIN_SHARED:
+            assert context is not None
+            result = self._transfer(context, shifts, shared)
+            return Shift(result.mean[0], result.variance[0], result.freedom, "transfer", extrapolated, result.ratios)
+        result = self._across_contexts(shifts, z_control)
+        return Shift(result.mean[0], result.variance[0], result.freedom, "context", extrapolated, result.ratios)
+
+    def _shared(self, context: str, others: tuple[str, ...]) -> list[Treatment]:
+        """Treatments that were seen in a context and in all of some others."""
+        here = [self.design.treatments[i] for i in self._undosed(context)]
+        return [t for t in here if all(c in self.rows[t.parts] for c in others)]
+
+    def _transfer(self, context: str, shifts: dict[str, Shift], shared: list[Treatment]) -> Prediction:
+        """From the mean shift in other contexts to the shift in one, learned from treatments that all of them share."""
+        others = tuple(sorted(shifts))
+        key = ("transfer", context, others)
+        if key not in self.heads:
+            x = np.stack([self._mean_shift(t, others) for t in shared])
+            rows = [next(iter(self.rows[t.parts][context].values())) for t in shared]
+            self.heads[key] = KernelRegression(
+                {"shift elsewhere": x},
+                self.shift[rows],
+                np.arange(len(rows)),
+                np.ones((len(rows), 1)),
+                x,
+                TRANSFER_SLOPES,
+                self.variance[rows].mean(1),
+            )
+        x = np.mean([shifts[c].mean for c in others], axis=0)[None]
+        return self.heads[key].predict({"shift elsewhere": x}, np.ones((1, 1)), x)
+
+    def _mean_shift(self, treatment: Treatment, contexts: Iterable[str]) -> np.ndarray:
+        return np.mean([self.shift[next(iter(self.rows[treatment.parts][c].values()))] for c in contexts], axis=0)
+
+    def _across_contexts(self, shifts: dict[str, Shift], z_control: np.ndarray) -> Prediction:
+        """From the controls of contexts to shifts in them, one treatment; what kernel serves best is asked of all treatments."""
+        names = sorted(shifts)
+        z = np.stack([self.design.z[self.controls[c]] for c in names]).astype(np.float64)
+        width = z.shape[1]
+        targets = [np.stack([shifts[c].mean for c in names])]
+        variance = np.mean([[shifts[c].variance.mean() for c in names]], axis=0)
+        for by_context in self.rows.values():
+            if len(targets) > 100:
+                break
+            if all(len(by_context.get(c, ())) == 1 for c in names):
+                own = [next(iter(by_context[c].values())) for c in names]
+                if not np.array_equal(self.shift[own], targets[0]):
+                    targets.append(self.shift[own])
+        # the treatment itself counts as the others do: one scale for all would let the strongest decide
+        scales = [1.0 if i == 0 else _size(targets[0]) / max(_size(t), 1e-12) for i, t in enumerate(targets)]
+        stacked = np.concatenate([t * s for t, s in zip(targets, scales, strict=True)], axis=1)
+        offset = np.concatenate([z * s for s in scales], axis=1)
+        head = KernelRegression(
+            {"control": z},
+            stacked,
+            np.arange(len(names)),
+            np.ones((len(names), 1)),
+            offset,
+            CONTEXT_SLOPES if len(names) > 2 else (0.0,),
+            variance,
+            width,
+        )
+        self.heads["context", tuple(names), len(targets)] = head
+        here = np.concatenate([z_control[None] * s for s in scales], axis=1)
+        result = head.predict({"control": z_control[None]}, np.ones((1, 1)), here)
+        return Prediction(result.mean[:, :width], result.variance[:, :width], result.freedom, result.ratios)
+
+    # ------------------------------------------------------- new perturbations
+
+    def _described(self, treatment: Treatment, context: str | None, z_control: np.ndarray, unknown: str) -> Shift:
+        """Shift of a perturbation that was never seen: by its features, or the mean if it has none."""
+        name = treatment.parts[0]
+        has_features = self.features is not None and name in self.features.index
+        if not has_features and unknown != "mean":
+            known = [] if self.features is None else list(self.features.index[:5])
+            message = (
+                f"Perturbation {name!r} was never seen and has no features"
+                + (f" (there are features for {known} ...)" if known else "")
+                + ". Give features= a row for it, or pass unknown='mean' for the mean of the perturbations that were seen."
+            )
+            raise UnknownPerturbationError(message)
+        situation, with_dose = "features" if has_features else "mean", treatment.dose is not None
+        head, contexts = self._feature_head(with_dose)
+        if context in contexts:
+            result = head.predict(*self._feature_rows([(treatment, context)], contexts, with_dose))
+            return Shift(result.mean[0], result.variance[0], result.freedom, situation, False, result.ratios)
+        # in the contexts that have seen perturbations, and from these to the one that has not
+        result = head.predict(*self._feature_rows([(treatment, c) for c in contexts], contexts, with_dose))
+        shifts = {
+            c: Shift(m, v, result.freedom, situation)
+            for c, m, v in zip(contexts, result.mean, result.variance, strict=True)
+        }
+        across = self._across_contexts(shifts, z_control)
+        return Shift(across.mean[0], across.variance[0] + result.variance.mean(0), result.freedom, situation)
+
+    def _feature_head(self, with_dose: bool) -> tuple[KernelRegression, list[str]]:
+        pairs, rows = [], []
+        for i in np.flatnonzero(~self.design.is_control):
+            t = self.design.treatments[i]
+            if len(t.parts) == 1 and (t.dose is not None or not with_dose):
+                pairs.append((t, self.design.contexts[i]))
+                rows.append(i)
+        if not pairs:
+            message = "No single perturbation was seen" + (" at a dose" if with_dose else "") + ", to learn from."
+            raise UnknownPerturbationError(message)
+        contexts = sorted({c for _, c in pairs})
+        key = ("features", with_dose)
+        if key not in self.heads:
+            inputs, basis = self._feature_rows(pairs, contexts, with_dose)
+            groups = np.unique([t.parts[0] for t, _ in pairs], return_inverse=True)[1]
+            variance = self.variance[rows].mean(1)
+            self.heads[key] = KernelRegression(inputs, self.shift[rows], groups, basis, sampling_variance=variance)
+        return self.heads[key], contexts
+
+    def _feature_rows(
+        self, pairs: Sequence[tuple[Treatment, str]], contexts: list[str], with_dose: bool
+    ) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """Inputs and means of pairs of a treatment and a context: features alone, and times the state of the context."""
+        basis = np.array([[float(c == name) for name in contexts] for _, c in pairs])
+        if self.features is None or not self.features.index.isin(self.singles).any():
+            return {}, basis
+        raw = self.features.to_numpy()
+        known = self.features.index.isin(self.singles)
+        reference = raw[known] if known.sum() > 1 else raw
+        spread = reference.std(0)
+        x = (self.features.reindex([t.parts[0] for t, _ in pairs]).to_numpy() - reference.mean(0)) / np.where(
+            spread > 0, spread, 1.0
+        )
+        if with_dose:
+            x = np.concatenate([x, np.log1p([[float(t.dose or 0.0)] for t, _ in pairs])], axis=1)
+        inputs = {"features": x}
+        if len(contexts) > 1:
+            z = np.stack([self.design.z[self.controls[c]] for c in contexts]).astype(np.float64)
+            left, size, _ = np.linalg.svd(z - z.mean(0), full_matrices=False)
+            state = (left * size)[:, : len(contexts) - 1] / max(float(size[0]), 1e-12)
+            own = state[[contexts.index(c) for _, c in pairs]]
+            inputs["features x control"] = np.concatenate(
+                [x, (x[:, :, None] * own[:, None]).reshape(len(x), -1)], axis=1
+            )
+        return inputs, basis
+
+    # ------------------------------------------------------------- combinations
+
+    def _combination(self, treatment: Treatment, context: str | None, z_control: np.ndarray, unknown: str) -> Shift:
+        """Sum of the effects of the parts, and what is learned of how combinations depart from the sum."""
+        parts = [self.predict(Treatment((p,), treatment.dose), context, z_control, unknown) for p in treatment.parts]
+        single = np.stack([p.mean for p in parts])
+        model = None if treatment.dose is not None else self._parts_model(context)
+        if model is not None and all(p in model.names for p in treatment.parts):
+            total = model.predict(treatment.parts)
+        else:
+            # a change that all perturbations share is not counted twice
+            common = np.zeros(single.shape[1]) if model is None else (len(parts) - 1) * model.common
+            variance = np.sum([p.variance for p in parts], axis=0)
+            total = Prediction(single.sum(0) - common, variance, min(p.freedom for p in parts), np.empty(0))
+        interaction = self._interaction_model()
+        beyond = any(p.extrapolated for p in parts)
+        if interaction is None:  # they may be as large as the lesser part
+            return Shift(total.mean, total.variance + np.square(single).min(0), total.freedom, "combination", beyond)
+        departure = interaction.predict(treatment.parts, single, total.mean)
+        # the errors that the departures were learned from hold those of the sums
+        variance = np.maximum(departure.variance[0], np.sum([p.variance for p in parts], axis=0))
+        return Shift(
+            total.mean + departure.mean[0], variance, departure.freedom, "combination", beyond, departure.ratios
+        )
+
+    def interaction(
+        self, treatment: Treatment, context: str | None, z_control: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, str]:
+        """Departure from the plain sum of the parts' shifts (observed, of a combination that was seen), that sum, and the situation."""
+        single = [self.predict(Treatment((p,), treatment.dose), context, z_control).mean for p in treatment.parts]
+        total, whole = np.sum(single, axis=0), self.predict(treatment, context, z_control)
+        return whole.mean - total, total, whole.situation
+
+    def _parts_model(self, context: str | None) -> PartsModel | None:
+        """Effects of parts in a context that has seen perturbations without doses."""
+        if context not in self.parts_models:
+            rows = self._undosed(context)
+            parts = [self.design.treatments[i].parts for i in rows]
+            self.parts_models[context] = PartsModel(parts, self.shift[rows], self.variance[rows]) if rows else None
+        return self.parts_models[context]
+
+    def _interaction_model(self) -> InteractionModel | None:
+        """Learned from all combinations, of any context, whose parts were seen alone in the same context and dose."""
+        if "interaction" in self.cache:
+            return self.cache["interaction"]
+        rows, names, single, expected = [], [], [], []
+        for parts in self.combinations:
+            for context, by_dose in self.rows[parts].items():
+                model = self._parts_model(context)
+                for dose, row in by_dose.items():
+                    seen = [self.observed(Treatment((p,), dose), context) for p in parts]
+                    shifts = [s.mean for s in seen if s is not None]
+                    if len(shifts) < len(parts):
+                        continue
+                    rows.append(row)
+                    names.append(parts)
+                    single.append(np.stack(shifts))
+                    if dose is None and model is not None:
+                        own = [self.design.treatments[i].parts for i in self._undosed(context)]
+                        place = int(np.flatnonzero(model.combined == own.index(parts))[0])
+                        expected.append(model.predicted[place])
+                    else:
+                        expected.append(np.sum(shifts, axis=0))
+        result = None
+        if len(rows) >= MIN_COMBINATIONS:
+            alone = [i for p in self.singles for c in self.rows[p,].values() for i in c.values()]
+            result = InteractionModel(
+                names,
+                single,
+                np.stack(expected),
+                self.shift[rows],
+                self.variance[rows].mean(1),
+                leading_axes(self.shift[alone]),
+                self.features,
+            )
+            self.heads["combination",] = result.head
+        self.cache["interaction"] = result
+        return result
+
+    def _undosed(self, context: str | None) -> list[int]:
+        """Rows of the treatments of a context that have no dose."""
+        return [
+            int(i)
+            for i in np.flatnonzero(~self.design.is_control)
+            if self.design.contexts[i] == context and self.design.treatments[i].dose is None
+        ]
+
+    def summary(self) -> pd.DataFrame:
+        """What was chosen: for each head its best candidates with their share, and errors over those of its simplest candidate."""
+        frames = []
+        for key, head in self.heads.items():
+            frame = head.summary()
+            frame = frame[(frame["weight"] > 0.01) | (frame.index == 0)]
+            frame.insert(0, "head", str(key[0]))
+            frame.insert(1, "n_groups", head.n_groups)
+            frames.append(frame)
+        columns = ["head", "n_groups", "kernel", "noise", "slope", "error", "weight"]
+        return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=columns)
+
+
+def _size(values: np.ndarray) -> float:
+    return float(np.sqrt(np.square(values - values.mean(0)).mean()))
