@@ -251,7 +251,7 @@ def against_rows(rows: pd.DataFrame) -> dict[str, Any]:
 
 
 def main() -> None:
-    arguments = options(__doc__, part="kang", first_seed=0, fresh=0)
+    arguments = options(__doc__, part="kang", fresh=0, **{"first-seed": 0})
     for part in PARTS if arguments.part == "all" else arguments.part.split(","):
         rows = pd.concat([run(part, seed, arguments) for seed in seeds(arguments)], ignore_index=True)
         facts: dict[str, Any] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,11 +22,19 @@ if TYPE_CHECKING:
 
     from scgde import GDEModel
     from scgde.perturbation._cells import ControlCells
-    from scgde.perturbation.shifts import Shift, ShiftModel
+    from scgde.perturbation.observed import Shift
+    from scgde.perturbation.shifts import ShiftModel
     from scgde.perturbation.targets import TargetEffects
+
+logger = logging.getLogger(__name__)
 
 METHOD = "scgde"
 CEILING = "ceiling (second draw)"
+MIN_CELLS = 5
+
+MAX_ENTRIES = 20_000_000
+"""Entries of the predicted cells of one method in memory."""
+
 N_TOP = 100
 """Genes with the largest real change that metrics with the suffix ``_top`` look at."""
 
@@ -166,7 +175,7 @@ class EvaluationMixin:
         """Log-normalised predicted cells of every method."""
         assert self._space is not None
         target = mover.controls.z + shift.mean
-        chosen = np.tile(np.arange(len(control)), n_rounds(len(control)))
+        chosen = np.tile(np.arange(len(control)), n_rounds(*control.shape))
         own = mover.move(target, chosen, self._targets.log_ratios(treatment.parts, context))
         predicted = {METHOD: self._space.normalise(own.X)}
         for name, forecast in forecasts(data, treatment, context, control.mean(0), rng).items():
@@ -203,7 +212,10 @@ class EvaluationMixin:
         for i, (context, treatment) in enumerate(pairs):
             if treatment is not None and isinstance(context, str) and treatment.parts != (self.control,):
                 groups.setdefault((context, treatment), []).append(i)
-        large = {key: np.array(rows) for key, rows in groups.items() if len(rows) >= 5}
+        large = {key: np.array(rows) for key, rows in groups.items() if len(rows) >= MIN_CELLS}
+        if len(large) < len(groups):
+            small = [f"{c}|{t.name(self.sep)}" for (c, t), rows in groups.items() if len(rows) < MIN_CELLS]
+            logger.warning(f"{len(small)} pairs have fewer than {MIN_CELLS} cells and are not scored: {small[:5]}.")
         if not large:
             message = (
                 f"adata_truth has no pair of context and perturbation with five cells other than {self.control!r}."
@@ -310,9 +322,9 @@ class EvaluationMixin:
         return scores
 
 
-def n_rounds(n_control: int) -> int:
+def n_rounds(n_control: int, n_genes: int) -> int:
     """How often each control cell is moved, so that the mean of few is not that of a single draw."""
-    return int(np.clip(5000 // max(n_control, 1), 1, 10))
+    return int(np.clip(min(5000, MAX_ENTRIES // n_genes) // max(n_control, 1), 1, 10))
 
 
 def shifted_cells(mover: CellMover, shift: np.ndarray, chosen: np.ndarray) -> np.ndarray:

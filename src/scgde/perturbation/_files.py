@@ -47,6 +47,7 @@ class FilesMixin:
 
         def _fitted(self) -> tuple[Design, ShiftModel]: ...
         def _controls(self, context: Any, adata: AnnData | None, *, cells: bool = True) -> Any: ...
+        def _only_context(self) -> str | None: ...
 
     def save(self, path: str, overwrite: bool = False) -> None:
         """Save the predictor to a folder; the model is saved by itself (:meth:`scgde.GDEModel.save`).
@@ -208,10 +209,6 @@ class FilesMixin:
             rows.append((treatment.name(self.sep), strength, strength / max(length, 1e-12), situation))
         frame = pd.DataFrame(rows, columns=["perturbation", "strength", "relative", "situation"])
         return frame.sort_values("strength", ascending=False, kind="stable").reset_index(drop=True)
-
-    def _only_context(self) -> str | None:
-        names = self._fitted()[0].context_names
-        return names[0] if len(names) == 1 else None
 
     def write_cell_eval(
         self,

@@ -16,7 +16,13 @@ if TYPE_CHECKING:
 
     from scgde import GDEModel
 
-MAX_CELLS = 20_000
+MAX_ENTRIES = 40_000_000
+"""Entries of the dense expression that components are fitted on."""
+
+
+def cells_at_most(n_genes: int) -> int:
+    """Cells that are held dense at a time."""
+    return int(np.clip(MAX_ENTRIES // max(n_genes, 1), 1000, 20_000))
 
 
 def gene_loadings(model: GDEModel, genes: Sequence[Any], n_components: int = 20, seed: int = 0) -> pd.DataFrame | None:
@@ -34,7 +40,7 @@ def gene_loadings(model: GDEModel, genes: Sequence[Any], n_components: int = 20,
     n_components
         Number of components.
     seed
-        Seed of the choice of cells where there are more than 20,000.
+        Seed of the choice of cells where there are too many.
 
     Returns
     -------
@@ -45,7 +51,7 @@ def gene_loadings(model: GDEModel, genes: Sequence[Any], n_components: int = 20,
     if not chosen or not model.module.observation.is_count:
         return None
     table = model._table()
-    values = log_normalise(table.rows(subsample(np.asarray(model.train_indices_), MAX_CELLS, seed)))
+    values = log_normalise(table.rows(subsample(np.asarray(model.train_indices_), cells_at_most(len(names)), seed)))
     spread = values.std(0)
     values = (values - values.mean(0)) / np.where(spread > 0, spread, 1.0)
     count = min(n_components, *(n - 1 for n in values.shape))

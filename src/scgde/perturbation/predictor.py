@@ -14,10 +14,11 @@ from scgde._constants import OWN_PREFIX
 from scgde._model_decoding import check_count
 from scgde.data.populations import as_label
 from scgde.inference import coordinate_names
-from scgde.perturbation._cells import CellMover, ControlCells
+from scgde.perturbation._cells import CellMover
+from scgde.perturbation._controls import ControlsMixin
 from scgde.perturbation._evaluation import EvaluationMixin
 from scgde.perturbation._files import FilesMixin
-from scgde.perturbation.design import ONE_CONTEXT, Design, Treatment, as_treatments, check_features, describe
+from scgde.perturbation.design import Design, Treatment, as_treatments, check_features, describe
 from scgde.perturbation.features import gene_loadings
 from scgde.perturbation.shifts import ShiftModel
 from scgde.perturbation.targets import TargetEffects
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from scgde import GDEModel
-    from scgde.perturbation.shifts import Shift
+    from scgde.perturbation._cells import ControlCells
+    from scgde.perturbation.observed import Shift
     from scgde.perturbation.space import ExpressionSpace
 
 logger = logging.getLogger(__name__)
@@ -35,7 +37,7 @@ MIN_CELLS = 5
 """Fewest cells of a population that takes part in fitting."""
 
 
-class PerturbationPredictor(EvaluationMixin, FilesMixin):
+class PerturbationPredictor(ControlsMixin, EvaluationMixin, FilesMixin):
     r"""Predict populations of perturbed cells: in contexts, of perturbations and for combinations that were never seen.
 
     Works on a trained :class:`scgde.GDEModel` whose populations are contexts times perturbations. A perturbation is a shift from the
@@ -172,7 +174,9 @@ class PerturbationPredictor(EvaluationMixin, FilesMixin):
             message = f"All populations are {self.control!r}: there is no perturbation to learn."
             raise ValueError(message)
         if self.features is None:
-            self.features = gene_loadings(self.model, self._gene_targets())
+            genes = set(self._gene_targets())
+            if any(part in genes for t in self._design.treatments for part in t.parts):
+                self.features = gene_loadings(self.model, self._gene_targets())
         self._shifts = ShiftModel(self._design, self.features)
         self._space = self._fit_space()
         self._targets = self._fit_targets()
@@ -361,60 +365,6 @@ class PerturbationPredictor(EvaluationMixin, FilesMixin):
                 f"Doses outside the range that was seen, of {sorted(set(beyond))[:5]}: predictions are extrapolated."
             )
         return treatments, results
-
-    def _controls(self, context: Any, adata: AnnData | None, *, cells: bool = True) -> ControlCells:
-        """Control cells to start from: the model's own of a context, or a user's."""
-        design, shifts = self._fitted()
-        name = None if context is None else as_label(context)
-        if name is None and self.context_key is None:
-            name = ONE_CONTEXT
-        if adata is None:
-            if name is None:
-                message = f"context is needed, as there are several: {design.context_names[:8]}."
-                raise ValueError(message)
-            if name not in shifts.controls:
-                message = (
-                    f"context={name!r} has no control cells in the model; there are {design.context_names[:8]}. For a new context "
-                    "pass its control cells as adata=."
-                )
-                raise KeyError(message)
-            row = shifts.controls[name]
-            z, variance = design.z[row], design.variance[row]
-            if not cells:
-                return ControlCells(name, z, variance, None, np.empty(0, dtype=np.int64))
-            if self.model.adata is None:
-                message = (
-                    "The model was loaded without its AnnData: pass control cells as adata=, or use method='sample'."
-                )
-                raise ValueError(message)
-            rows = self._control_rows(self.model.adata, name)
-            return ControlCells(name, z, variance, self.model.adata, rows)
-        rows = self._control_rows(adata, name)
-        z, variance = self.model._embed_cells(adata, rows)
-        return ControlCells(name, z, variance, adata, rows)
-
-    def _control_rows(self, adata: AnnData, context: str | None) -> np.ndarray:
-        """Rows of the control cells of a context in an AnnData."""
-        keep = np.ones(adata.n_obs, dtype=bool)
-        table = describe(
-            adata.obs,
-            self.perturbation_key if self.perturbation_key in adata.obs else None,
-            self.context_key if self.context_key in adata.obs else None,
-            None,
-            self.sep,
-            self.control,
-        )
-        if self.perturbation_key in adata.obs:
-            keep &= np.array([t is not None and t.parts == (self.control,) for t in table["treatment"]])
-        if context is not None and self.context_key is not None and self.context_key in adata.obs:
-            keep &= (table["context"] == context).to_numpy()
-        rows = np.flatnonzero(keep)
-        if len(rows) == 0:
-            message = f"adata has no cells with {self.perturbation_key}={self.control!r}" + (
-                "." if context is None or self.context_key is None else f" and {self.context_key}={context!r}."
-            )
-            raise ValueError(message)
-        return rows
 
     def _name(self, cells: AnnData, treatment: Treatment, shift: Shift, controls: ControlCells, method: str) -> None:
         """Write what the cells are a prediction of."""

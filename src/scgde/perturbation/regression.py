@@ -147,6 +147,8 @@ class KernelRegression:
         self._scales = [
             (np.square(r) / v[:, None]).reshape(-1, self._width).mean(0) for r, v in zip(residuals, ratios, strict=True)
         ]
+        if self.n_groups < 2:  # nothing was left out: the error may be as large as the effect
+            self._scales = [np.square(self.targets).reshape(-1, self._width).mean(0) for _ in self.candidates]
         if self.n_groups < 3 or self.errors.min() <= 0:  # nothing to choose by
             self.weights = np.array([float(c.kernel == "none") for c in self.candidates])
             self.weights *= np.array([float(c.slope == max(self.slopes)) for c in self.candidates])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+import logging
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,21 +10,21 @@ import pandas as pd
 
 from scgde.perturbation.combinations import MIN_COMBINATIONS, InteractionModel, PartsModel, leading_axes
 from scgde.perturbation.design import Treatment
+from scgde.perturbation.observed import ObservedShifts, Shift
 from scgde.perturbation.regression import KernelRegression, Prediction
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from scgde.perturbation.design import Design
+
+logger = logging.getLogger(__name__)
 
 CONTEXT_SLOPES = (0.0, -0.25, -0.5, -0.75, -1.0)
 """Shares of a context's own state that a shift undoes: none, where every context moves alike, to all, where all arrive at one state."""
 
 TRANSFER_SLOPES = (0.0, 0.25, 0.5, 0.75, 1.0)
 """Shares of the shift in other contexts that a context takes over."""
-
-MIN_SHRUNKEN = 8
-"""Treatments of a context before the distribution of their shifts says anything about one of them."""
 
 MIN_SHARED = 8
 """Perturbations that two contexts must share before one learns from the other's shifts."""
@@ -37,33 +37,7 @@ class UnknownPerturbationError(KeyError):
         return str(self.args[0])
 
 
-@dataclass(frozen=True)
-class Shift:
-    """Shift of an embedding.
-
-    Attributes
-    ----------
-    mean, variance
-        ``(n_embedding,)``; the variance is that of the true shift around the mean.
-    freedom
-        Degrees of freedom of the variance.
-    situation
-        ``"seen"``, ``"context"``, ``"transfer"``, ``"features"``, ``"combination"`` or ``"mean"``.
-    extrapolated
-        Whether a dose is outside the range that was seen.
-    ratios
-        See :class:`~scgde.perturbation.regression.Prediction`.
-    """
-
-    mean: np.ndarray
-    variance: np.ndarray
-    freedom: float
-    situation: str
-    extrapolated: bool = False
-    ratios: np.ndarray = field(default_factory=lambda: np.empty(0))
-
-
-class ShiftModel:
+class ShiftModel(ObservedShifts):
     """Predicts the shift of any treatment in any context from those of a design.
 
     Parameters
@@ -75,31 +49,11 @@ class ShiftModel:
     """
 
     def __init__(self, design: Design, features: pd.DataFrame | None) -> None:
-        self.design, self.features = design, features
-        self.controls = {c: design.control_row(c) for c in design.context_names}
-        rows = np.array([self.controls[c] for c in design.contexts])
-        self.shift = (design.z - design.z[rows]).astype(np.float64)
-        self.variance = (design.variance + design.variance[rows]).astype(np.float64)
-        # embeddings of few cells may have no standard error; they weigh as the least certain ones do
-        worst = np.nanmax(self.variance, initial=0.0)
-        self.variance = np.where(np.isfinite(self.variance), self.variance, worst)
-        self.rows: dict[tuple[str, ...], dict[str, dict[float | None, int]]] = {}
-        for i in np.flatnonzero(~design.is_control):
-            t = design.treatments[i]
-            self.rows.setdefault(t.parts, {}).setdefault(design.contexts[i], {})[t.dose] = int(i)
+        super().__init__(design)
+        self.features = features
         self.heads: dict[tuple, KernelRegression] = {}
         self.parts_models: dict[str | None, PartsModel | None] = {}
         self.cache: dict[str, InteractionModel | None] = {}
-
-    @property
-    def singles(self) -> list[str]:
-        """Perturbations that were seen alone, sorted."""
-        return sorted(parts[0] for parts in self.rows if len(parts) == 1)
-
-    @property
-    def combinations(self) -> list[tuple[str, ...]]:
-        """Combinations that were seen, sorted."""
-        return sorted(parts for parts in self.rows if len(parts) > 1)
 
     # -------------------------------------------------------------------- entry
 
@@ -135,57 +89,6 @@ class ShiftModel:
             return self._combination(treatment, context, z_control, unknown)
         return self._described(treatment, context, z_control, unknown)
 
-    def observed(self, treatment: Treatment, context: str) -> Shift | None:
-        """Shift of a treatment that was seen in a context, its dose between those seen; None if it was not seen."""
-        by_dose = self.rows.get(treatment.parts, {}).get(context)
-        if by_dose is None:
-            return None
-        if treatment.dose is None:
-            if len(by_dose) > 1:
-                message = f"{'+'.join(treatment.parts)!r} was seen at doses {sorted(d for d in by_dose if d is not None)}; pass dose=."
-                raise ValueError(message)
-            row = next(iter(by_dose.values()))
-            return Shift(self.shift[row], self.variance[row], max(self.design.n_cells[row] - 1.0, 1.0), "seen")
-        if treatment.dose in by_dose:
-            row = by_dose[treatment.dose]
-            return Shift(self.shift[row], self.variance[row], max(self.design.n_cells[row] - 1.0, 1.0), "seen")
-        doses = sorted(d for d in by_dose if d is not None)
-        if not doses:
-            message = f"{'+'.join(treatment.parts)!r} was seen without doses; leave dose= out."
-            raise ValueError(message)
-        return self._between_doses(treatment.dose, doses, [by_dose[d] for d in doses])
-
-    def _shrunken(self, seen: Shift, context: str) -> Shift:
-        """Posterior mean of a shift that was seen, its prior being the shifts of all treatments of the context.
-
-        A shift from few cells holds noise along many coordinates that treatments hardly differ in (empirical Bayes; Efron and Morris 1973,
-        J Am Stat Assoc 68, 117-130).
-        """
-        rows = [i for d in self.rows.values() for i in d.get(context, {}).values()]
-        if len(rows) < MIN_SHRUNKEN or seen.extrapolated:
-            return seen
-        mean = self.shift[rows].mean(0)
-        between = np.maximum(self.shift[rows].var(0, ddof=1) - self.variance[rows].mean(0), 0)
-        share = between / np.maximum(between + seen.variance, 1e-300)
-        return replace(seen, mean=mean + share * (seen.mean - mean), variance=share * seen.variance)
-
-    def _between_doses(self, dose: float, doses: list[float], rows: list[int]) -> Shift:
-        """Linear in log(1 + dose) between neighbours, from no shift at no dose; the last shift beyond the last dose."""
-        grid = np.log1p([0.0, *doses])
-        values = np.concatenate([np.zeros((1, self.shift.shape[1])), self.shift[rows]])
-        variances = np.concatenate([np.zeros((1, self.shift.shape[1])), self.variance[rows]])
-        at = float(np.log1p(dose))
-        if at >= grid[-1]:
-            # nothing says whether the effect goes on growing: its last step might be made once more for every step of dose
-            step = values[-1] - values[-2]
-            beyond = (at - grid[-1]) / max(grid[-1] - grid[-2], 1e-12)
-            return Shift(values[-1], variances[-1] + np.square(beyond * step), 3.0, "seen", extrapolated=True)
-        k = int(np.searchsorted(grid, at, side="right"))
-        w = (at - grid[k - 1]) / (grid[k] - grid[k - 1])
-        bend = np.square((values[k] - values[k - 1]) * w * (1 - w))
-        variance = np.square(1 - w) * variances[k - 1] + np.square(w) * variances[k] + bend
-        return Shift((1 - w) * values[k - 1] + w * values[k], variance, 3.0, "seen", extrapolated=dose < doses[0])
-
     # ------------------------------------------------------------- new contexts
 
     def _elsewhere(
@@ -200,6 +103,11 @@ class ShiftModel:
             assert context is not None
             result = self._transfer(context, shifts, shared)
             return Shift(result.mean[0], result.variance[0], result.freedom, "transfer", extrapolated, result.ratios)
+        if len(shifts) == 1:
+            logger.warning(
+                f"{treatment.name(None)!r} was seen in one context only ({where[0]!r}), so that nothing tells how contexts differ: its "
+                "shift there is taken over as it is."
+            )
         result = self._across_contexts(shifts, z_control)
         return Shift(result.mean[0], result.variance[0], result.freedom, "context", extrapolated, result.ratios)
 
@@ -226,9 +134,6 @@ class ShiftModel:
             )
         x = np.mean([shifts[c].mean for c in others], axis=0)[None]
         return self.heads[key].predict({"shift elsewhere": x}, np.ones((1, 1)), x)
-
-    def _mean_shift(self, treatment: Treatment, contexts: Iterable[str]) -> np.ndarray:
-        return np.mean([self.shift[next(iter(self.rows[treatment.parts][c].values()))] for c in contexts], axis=0)
 
     def _across_contexts(self, shifts: dict[str, Shift], z_control: np.ndarray) -> Prediction:
         """From the controls of contexts to shifts in them, one treatment; what kernel serves best is asked of all treatments."""
@@ -415,14 +320,6 @@ class ShiftModel:
             self.heads["combination",] = result.head
         self.cache["interaction"] = result
         return result
-
-    def _undosed(self, context: str | None) -> list[int]:
-        """Rows of the treatments of a context that have no dose."""
-        return [
-            int(i)
-            for i in np.flatnonzero(~self.design.is_control)
-            if self.design.contexts[i] == context and self.design.treatments[i].dose is None
-        ]
 
     def summary(self) -> pd.DataFrame:
         """What was chosen: for each head its best candidates with their share, and errors over those of its simplest candidate."""

@@ -11,6 +11,7 @@ from anndata import AnnData
 from sklearn.decomposition import PCA
 
 from scgde.components import subsample
+from scgde.perturbation.features import cells_at_most
 from scgde.perturbation.metrics import log_normalise
 
 if TYPE_CHECKING:
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
 N_GENES = 2000
 N_COMPONENTS = 50
-MAX_CELLS = 20_000
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,8 @@ class ExpressionSpace:
 
     @classmethod
     def fit(cls, table: CellTable, rows: np.ndarray, *, is_count: bool, seed: int = 0) -> ExpressionSpace:
-        """Fit on the cells ``rows`` of a table, or on a random sample of at most 20,000 of them."""
-        chosen = subsample(rows, MAX_CELLS, seed)
+        """Fit on the cells ``rows`` of a table, or on a random sample of them."""
+        chosen = subsample(rows, cells_at_most(table.matrix.shape[1]), seed)
         values = log_normalise(table.rows(chosen)) if is_count else np.asarray(table.rows(chosen), dtype=np.float64)
         genes = _most_variable(values) if is_count else np.arange(values.shape[1])
         values = values[:, genes]
