@@ -5,14 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from anndata import AnnData
 
 from scgde.data.populations import as_label
 from scgde.perturbation._cells import ControlCells
 from scgde.perturbation.design import ONE_CONTEXT, Design, describe
 
 if TYPE_CHECKING:
-    from anndata import AnnData
-
     from scgde import GDEModel
     from scgde.perturbation.shifts import ShiftModel
 
@@ -57,9 +56,18 @@ class ControlsMixin:
                 raise ValueError(message)
             rows = self._control_rows(self.model.adata, name)
             return ControlCells(name, z, variance, self.model.adata, rows)
+        adata = self._with_population_columns(adata)
         rows = self._control_rows(adata, name)
         z, variance = self.model._embed_cells(adata, rows)
         return ControlCells(name, z, variance, adata, rows)
+
+    def _with_population_columns(self, adata: AnnData) -> AnnData:
+        """The AnnData, or one of the same arrays whose ``obs`` has the model's population columns too: control cells need none."""
+        missing = [key for key in self.model._population_keys() if key not in adata.obs]
+        if not missing:
+            return adata
+        obs = adata.obs.assign(**dict.fromkeys(missing, self.control))
+        return AnnData(X=adata.X, obs=obs, var=adata.var, obsm=dict(adata.obsm), layers=dict(adata.layers))
 
     def _control_rows(self, adata: AnnData, context: str | None) -> np.ndarray:
         """Rows of the control cells of a context in an AnnData."""

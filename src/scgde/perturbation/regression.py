@@ -122,9 +122,6 @@ class KernelRegression:
 
     def _gram(self, name: str, rows: dict[str, np.ndarray] | None = None) -> np.ndarray:
         """Covariances of the rows (or of new ``rows``) with the rows that were fitted, without means and noise."""
-        n = len(self.targets) if rows is None else len(next(iter(rows.values())))
-        if name == "none":
-            return np.zeros((n, len(self.targets)))
         which, form = name.rsplit(" ", 1)
         kernel = next(k for k in self._kernels if k.name == which)
         return kernel(form, None if rows is None else rows[which])
@@ -134,7 +131,8 @@ class KernelRegression:
         self._precisions: dict[tuple[str, float], np.ndarray] = {}
         flat = FLAT * self.basis @ self.basis.T
         for name, noise in self._options():
-            precision = np.linalg.inv(self._gram(name) + flat + np.diag(noise + self._known))
+            gram = 0.0 if name == "none" else self._gram(name)
+            precision = np.linalg.inv(gram + flat + np.diag(noise + self._known))
             self._precisions[name, noise] = precision
             for slope in self.slopes:
                 self.candidates.append(Candidate(name, noise, slope))
@@ -194,9 +192,11 @@ class KernelRegression:
         for i in used:
             name, noise, slope = self.candidates[i]
             precision = self._precisions[name, noise]
-            cross = self._gram(name, rows) + FLAT * basis @ self.basis.T
+            cross = FLAT * basis @ self.basis.T
+            if name != "none":
+                cross = cross + self._gram(name, rows)
             means.append(cross @ (precision @ (self.targets - slope * self._offset)) + slope * offset)
-            own = self._prior(name, rows) + FLAT * np.square(basis).sum(1)
+            own = self._prior(name, rows, count) + FLAT * np.square(basis).sum(1)
             ratio = np.maximum(own - np.einsum("ij,jk,ik->i", cross, precision, cross), 0) + noise
             variances.append(ratio[:, None] * np.tile(self._scales[i], repeats))
         mean = np.einsum("c,cij->ij", shares, np.stack(means))
@@ -204,8 +204,7 @@ class KernelRegression:
         variance = np.einsum("c,cij->ij", shares, np.stack(variances)) + between
         return Prediction(mean, variance, max(self.n_groups - 1.0, 1.0), self.ratios)
 
-    def _prior(self, name: str, rows: dict[str, np.ndarray]) -> np.ndarray:
-        count = len(next(iter(rows.values()))) if rows else 1
+    def _prior(self, name: str, rows: dict[str, np.ndarray], count: int) -> np.ndarray:
         if name == "none":
             return np.zeros(count)
         which, form = name.rsplit(" ", 1)
