@@ -37,6 +37,7 @@ METRICS = [
     "pearson_delta_top",
     "r2_pearson",
     "r2",
+    "r2_top",
     "mse_delta",
     "de_overlap",
     "de_direction",

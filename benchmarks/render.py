@@ -22,6 +22,8 @@ IN_README = {
         "variance bar",
     ),
     "retrieval": ("set", "size", "best baseline", "its MRR", "scgde MRR", "95 % over draws", "95 % over populations"),
+    "perturbation_kang": ("method", "e_ratio", "e_ratio_top", "pearson_delta_top", "r2_top"),
+    "perturbation_tapseq": ("method", "e_distance", "r2_pearson", "mse_delta", "discrimination"),
 }
 BEGIN, END = "<!-- benchmark tables -->", "<!-- end of benchmark tables -->"
 
@@ -152,6 +154,48 @@ TITLES = {
     "synthetic_zeros": (
         "Probability of zero from n Poisson draws",
         "Mean squared error over 20,000 rates, and over that of the Rao-Blackwell estimator. `synthetic.py --part zeros`",
+    ),
+    "perturbation_kang": (
+        "A cell type's response from the others",
+        "Kang et al. 2018, seven cell types: stimulated cells of one held out of all training; medians over types, `e_ratio` over copied controls. "
+        "`perturbation.py --part kang`",
+    ),
+    "perturbation_donors": (
+        "The response of a donor's cell type",
+        "Two donors of the same study, five types; medians over the ten pairs. `perturbation.py --part donors`",
+    ),
+    "perturbation_cytof": (
+        "A donor's response in mass cytometry",
+        "Bodenmiller et al. 2012, eight donors, 24 markers; medians over donors. `perturbation.py --part cytof`",
+    ),
+    "perturbation_papalexi_effect": (
+        "Knock-outs never seen: those with an effect",
+        "Papalexi et al. 2021, 25 targets in five folds, described by co-expression where the target is among the 299 genes (9 of 25; the others get the "
+        "mean); means over the nine targets with an effect. `perturbation.py --part papalexi`",
+    ),
+    "perturbation_papalexi_no_effect": (
+        "Knock-outs never seen: the rest",
+        "The same, means over the other 16. `perturbation.py --part papalexi`",
+    ),
+    "perturbation_tapseq": (
+        "Knock-downs never seen",
+        "Schraivogel et al. 2020 (TAP-seq), 14 targets in five folds, 72 genes; means over targets. `perturbation.py --part tapseq`",
+    ),
+    "perturbation_guides": (
+        "A guide from the other guides of its target",
+        "The same data, every guide held out once; means over guides. `perturbation.py --part guides`",
+    ),
+    "perturbation_norman": (
+        "Doubles from singles",
+        "Norman et al. 2019, 250 genes, the five doubles whose singles were measured, each held out; medians. `perturbation.py --part norman`",
+    ),
+    "perturbation_combinations": (
+        "Simulated doubles",
+        "100 singles, 200 doubles of which a fifth interact, half of the doubles held out; means. `perturbation.py --part combinations`",
+    ),
+    "perturbation_large": (
+        "A large simulated screen",
+        "1,000 perturbations in two contexts, half of each missing from one; means over 20 of the missing pairs. `perturbation.py --part large`",
     ),
     "cell_phase": (
         "Passes over the cells",

@@ -19,6 +19,7 @@ RUNS = (
     ("synthetic",),
     ("peers",),
     ("two_sample",),
+    ("perturbation", "--part", "all"),
     ("retrieval",),
     ("generation", "--n-latent", "10", "--sets", "tapseq,norman", "--name", "generation_latent10"),
     ("retrieval", "--peers", "0", "--n-latent", "10", "--sets", "papalexi,tapseq", "--name", "retrieval_latent10"),
