@@ -6,6 +6,7 @@ import torch
 from scvi.distributions import NegativeBinomial, Poisson, ZeroInflatedNegativeBinomial
 
 from scgde.perturbation.decoding import couple_counts
+from scgde.perturbation.design import Treatment
 from scgde.perturbation.targets import TargetEffects
 
 N = 60_000
@@ -58,20 +59,24 @@ class TestTargets:
 
     def test_unseen_targets_get_the_mean_effect(self):
         effects = self.effects({"g0": -2.0, "g1": -1.0, "g2": -1.5})
-        assert effects.log_ratios(("g5",), "c")[5] == pytest.approx(-1.5, abs=0.05)
-        assert effects.log_ratios(("stim",), "c") == {}
+        assert effects.log_ratios(Treatment(("g5",)), "c")[5] == pytest.approx(-1.5, abs=0.05)
+        assert effects.log_ratios(Treatment(("stim",)), "c") == {}
 
     def test_seen_targets_keep_their_own_as_far_as_it_is_certain(self):
         ratios = {"g0": -2.0, "g1": -1.0, "g2": -1.5}
-        sure = self.effects(ratios).log_ratios(("g0",), "c")[0]
-        unsure = self.effects(ratios, {"g0": 9.0, "g1": 0.01, "g2": 0.01}).log_ratios(("g0",), "c")[0]
+        sure = self.effects(ratios).log_ratios(Treatment(("g0",)), "c")[0]
+        unsure = self.effects(ratios, {"g0": 9.0, "g1": 0.01, "g2": 0.01}).log_ratios(Treatment(("g0",)), "c")[0]
         assert sure < -1.9
         assert unsure > -1.6
 
     def test_fewer_than_three_targets_say_nothing_about_others(self):
-        assert self.effects({"g0": -2.0, "g1": -1.0}).log_ratios(("g5",), "c") == {}
+        assert self.effects({"g0": -2.0, "g1": -1.0}).log_ratios(Treatment(("g5",)), "c") == {}
+
+    def test_doses_have_none(self):
+        effects = self.effects({"g0": -2.0, "g1": -1.0, "g2": -1.5})
+        assert effects.log_ratios(Treatment(("g0",), 3.0), "c") == {}
 
     def test_round_trip(self):
         effects = self.effects({"g0": -2.0, "g1": -1.0, "g2": -1.5})
         again = TargetEffects.from_dict(effects.to_dict())
-        assert again.log_ratios(("g0", "g5"), "c") == effects.log_ratios(("g0", "g5"), "c")
+        assert again.log_ratios(Treatment(("g0", "g5")), "c") == effects.log_ratios(Treatment(("g0", "g5")), "c")

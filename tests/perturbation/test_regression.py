@@ -28,7 +28,7 @@ def test_left_out_errors_are_those_of_refits(groups):
     variance = rng.uniform(0, 0.3, 9)
     model = KernelRegression({"x": x}, y, groups, np.ones((9, 1)), y[:, ::-1], (0.0, -0.5), variance)
     for name, noise in (("none", 1.0), ("x linear", 0.1), ("x radial-1.5", 0.3)):
-        residual, _ = model._left_out(model._precisions[name, noise], y + 0.5 * y[:, ::-1])
+        residual, _ = model._left_out(model._precision(name, noise), y + 0.5 * y[:, ::-1])
         assert np.allclose(residual, brute_force(model, name, noise, -0.5, groups), atol=1e-5)
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from anndata import AnnData
 
+from scgde._model_embedding import fingerprint
 from scgde.data.populations import as_label
 from scgde.perturbation._cells import ControlCells
 from scgde.perturbation.design import ONE_CONTEXT, Design, describe
@@ -14,6 +15,14 @@ from scgde.perturbation.design import ONE_CONTEXT, Design, describe
 if TYPE_CHECKING:
     from scgde import GDEModel
     from scgde.perturbation.shifts import ShiftModel
+
+
+MIN_CONTROLS = 2
+"""Control cells that a spread can be told from."""
+
+
+class NoControlCellsError(ValueError):
+    """An AnnData without control cells of a context."""
 
 
 class ControlsMixin:
@@ -35,62 +44,87 @@ class ControlsMixin:
         name = None if context is None else as_label(context)
         if name is None and self.context_key is None:
             name = ONE_CONTEXT
-        if adata is None:
-            if name is None:
-                message = f"context is needed, as there are several: {design.context_names[:8]}."
-                raise ValueError(message)
-            if name not in shifts.controls:
-                message = (
-                    f"context={name!r} has no control cells in the model; there are {design.context_names[:8]}. For a new context "
-                    "pass its control cells as adata=."
+        if adata is not None:
+            rows = self._control_rows(adata, name)
+            if len(rows) < MIN_CONTROLS:
+                message = f"adata has {len(rows)} cells with {self.perturbation_key}={self.control!r}" + (
+                    "" if name is None or self.context_key is None else f" and {self.context_key}={name!r}"
                 )
-                raise KeyError(message)
-            row = shifts.controls[name]
-            z, variance = design.z[row], design.variance[row]
-            if not cells:
-                return ControlCells(name, z, variance, None, np.empty(0, dtype=np.int64))
-            if self.model.adata is None:
-                message = (
-                    "The model was loaded without its AnnData: pass control cells as adata=, or use method='sample'."
-                )
-                raise ValueError(message)
-            rows = self._control_rows(self.model.adata, name)
-            return ControlCells(name, z, variance, self.model.adata, rows)
-        adata = self._with_population_columns(adata)
-        rows = self._control_rows(adata, name)
-        z, variance = self.model._embed_cells(adata, rows)
-        return ControlCells(name, z, variance, adata, rows)
+                raise NoControlCellsError(f"{message}; at least {MIN_CONTROLS} are needed.")
+            adata = self._with_population_columns(adata, name)
+            z, variance = self.model._embed_cells(adata, rows)
+            return ControlCells(name, z, variance, adata, rows)
+        name = self._only_context() if name is None else name
+        if name is None:
+            message = f"context is needed, as there are several: {design.context_names[:8]}."
+            raise ValueError(message)
+        if name not in shifts.controls:
+            message = (
+                f"context={name!r} has no control cells in the model; there are {design.context_names[:8]}. For a new context pass "
+                "its control cells as adata=."
+            )
+            raise KeyError(message)
+        row = shifts.controls[name]
+        z, variance = design.z[row], shifts.control_variance[row]
+        if not cells:
+            return ControlCells(name, z, variance, None, np.empty(0, dtype=np.int64))
+        if self.model.adata is None:
+            message = "The model was loaded without its AnnData: pass control cells as adata=, or use method='sample' with n_cells."
+            raise ValueError(message)
+        used = np.zeros(self.model.adata.n_obs, dtype=bool)
+        used[self._used_cells()] = True
+        rows = self._control_rows(self.model.adata, name)
+        return ControlCells(name, z, variance, self.model.adata, rows[used[rows]])
 
-    def _with_population_columns(self, adata: AnnData) -> AnnData:
+    def _used_cells(self) -> np.ndarray:
+        """Cells of the model's AnnData that trained or validated it, sorted.
+
+        Raises
+        ------
+        ValueError
+            If other cells are attached, or in another order.
+        """
+        model = self.model
+        assert model.adata is not None
+        if fingerprint(model.adata.obs_names) != model.cells_:
+            message = (
+                "The model's AnnData holds other cells than it was trained on, or in another order, so that it cannot be told which "
+                "cells were held out. Load the model with the AnnData of training, or a saved predictor."
+            )
+            raise ValueError(message)
+        return np.sort(np.concatenate([model.train_indices_, model.validation_indices_])).astype(np.int64)
+
+    def _with_population_columns(self, adata: AnnData, context: str | None) -> AnnData:
         """The AnnData, or one of the same arrays whose ``obs`` has the model's population columns too: control cells need none."""
         missing = [key for key in self.model._population_keys() if key not in adata.obs]
         if not missing:
             return adata
-        obs = adata.obs.assign(**dict.fromkeys(missing, self.control))
-        return AnnData(X=adata.X, obs=obs, var=adata.var, obsm=dict(adata.obsm), layers=dict(adata.layers))
+        values = {k: context if k == self.context_key and context is not None else self.control for k in missing}
+        return AnnData(
+            X=adata.X, obs=adata.obs.assign(**values), var=adata.var, obsm=dict(adata.obsm), layers=dict(adata.layers)
+        )
 
     def _control_rows(self, adata: AnnData, context: str | None) -> np.ndarray:
-        """Rows of the control cells of a context in an AnnData."""
+        """Rows of the control cells of a context in an AnnData; by the columns that it has."""
         keep = np.ones(adata.n_obs, dtype=bool)
+        has_context = self.context_key is not None and self.context_key in adata.obs
         table = describe(
             adata.obs,
             self.perturbation_key if self.perturbation_key in adata.obs else None,
-            self.context_key if self.context_key in adata.obs else None,
+            self.context_key if has_context else None,
             None,
             self.sep,
             self.control,
         )
         if self.perturbation_key in adata.obs:
-            keep &= np.array([t is not None and t.parts == (self.control,) for t in table["treatment"]])
-        if context is not None and self.context_key is not None and self.context_key in adata.obs:
+            keep &= np.array([t is not None and t.parts == (self.control,) for t in table["treatment"]], dtype=bool)
+        if has_context and context is not None:
             keep &= (table["context"] == context).to_numpy()
-        rows = np.flatnonzero(keep)
-        if len(rows) == 0:
-            message = f"adata has no cells with {self.perturbation_key}={self.control!r}" + (
-                "." if context is None or self.context_key is None else f" and {self.context_key}={context!r}."
-            )
+        elif has_context and table.loc[keep, "context"].nunique() > 1:
+            several = sorted(table.loc[keep, "context"].dropna().unique())
+            message = f"context is needed: the control cells of adata are of several, {several[:8]}."
             raise ValueError(message)
-        return rows
+        return np.flatnonzero(keep)
 
     def _only_context(self) -> str | None:
         names = self._fitted()[0].context_names

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import logging
+import re
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from scipy.spatial.distance import cdist
 
 from scgde.generation import RowContexts, expected_library, generate_rows
 from scgde.inference import encode_cells
 from scgde.perturbation import metrics
 from scgde.perturbation._cells import CellMover
+from scgde.perturbation._controls import NoControlCellsError
 from scgde.perturbation.baselines import PASTED, BaselineData, forecasts
 from scgde.perturbation.calibration import region_level
 from scgde.perturbation.design import Design, Treatment, describe
@@ -31,6 +35,9 @@ logger = logging.getLogger(__name__)
 METHOD = "scgde"
 CEILING = "ceiling (second draw)"
 MIN_CELLS = 5
+
+MAX_CONTROLS = 3000
+"""Control cells of a context that take part, drawn at random."""
 
 MAX_ENTRIES = 20_000_000
 """Entries of the predicted cells of one method in memory."""
@@ -56,6 +63,7 @@ class EvaluationMixin:
 
         def _fitted(self) -> tuple[Design, ShiftModel]: ...
         def _controls(self, context: Any, adata: AnnData | None, *, cells: bool = True) -> ControlCells: ...
+        def _used_cells(self) -> np.ndarray: ...
 
     def evaluate(
         self,
@@ -72,9 +80,9 @@ class EvaluationMixin:
         ----------
         adata_truth
             Perturbed cells with the columns of perturbation, context and dose. Every pair of context and perturbation with at
-            least five cells is predicted. Control cells in it are control cells of their context.
+            least five cells is predicted. Control cells in it are those of contexts that the model does not know.
         adata_control
-            Control cells of contexts that the model does not know.
+            Control cells to start from, in place of the model's own, for the contexts that it has.
         unknown
             See :meth:`predict`.
         per_population
@@ -94,11 +102,13 @@ class EvaluationMixin:
             Unbiased E-distance, unbiased squared MMD and W2 between cells, in 50 principal components of the 2,000 most variable
             genes, both of training cells; ``e_distance_top`` in the expression of the top genes.
         ``e_ratio``, ``e_ratio_top``
-            E-distance over that of the copied control cells: below one is better than predicting no change.
+            E-distance over that of the copied control cells: below one is better than predicting no change. NaN where the latter is not
+            above zero; the mean over pairs is the ratio of the means.
         ``pearson_delta``, ``r2_pearson``, ``r2``, ``mse_delta``
             Correlation of predicted and real change over genes, its square, 1 - SSE/SST, and mean squared error.
         ``discrimination``
-            Perturbation discrimination score among the real changes of the same context (NaN if there is one).
+            Perturbation discrimination score among the n real changes of the same context (NaN if there is one); (n + 1) / 2n by
+            chance.
         ``de_overlap``, ``de_direction``
             Overlap of differential genes, and agreement in sign.
         ``in_region``, ``region_level``
@@ -119,13 +129,17 @@ class EvaluationMixin:
         rng = np.random.default_rng(seed)
         assert self._space is not None
         rows, changes = [], []
-        movers: dict[str | None, tuple[CellMover, np.ndarray]] = {}
-        for (context, treatment), cells in groups.items():
-            if context not in movers:
+        last: tuple[str | None, CellMover, np.ndarray] | None = None
+        # context by context, so that the control cells of one are in memory
+        for (context, treatment), cells in sorted(groups.items(), key=lambda item: str(item[0][0])):
+            if last is None or last[0] != context:
                 controls = self._evaluation_controls(context, adata_truth, adata_control)
-                mover = CellMover(self.model, controls, seed=None if seed is None else seed + len(movers))
-                movers[context] = mover, self._space.normalise(mover.x)
-            mover, control = movers[context]
+                if len(controls.rows) > MAX_CONTROLS:
+                    some = np.sort(rng.choice(controls.rows, MAX_CONTROLS, replace=False))
+                    controls = replace(controls, rows=some)
+                mover = CellMover(self.model, controls, seed=seed)
+                last = context, mover, self._space.normalise(mover.x)
+            _, mover, control = last
             real = self._space.normalise(self.model._table(adata_truth).rows(cells))
             shift = self._fitted()[1].predict(treatment, context, mover.controls.z, unknown)
             predicted = self._predicted_cells(mover, control, treatment, context, shift, data, rng)
@@ -154,11 +168,15 @@ class EvaluationMixin:
                 changes.append((method, context, treatment, change, real.mean(0) - control.mean(0)))
         frame = pd.DataFrame(rows)
         frame["discrimination"] = self._discrimination(frame, changes)
-        frame = frame.dropna(axis=1, how="all")
+        if self.dose_key is None:
+            frame = frame.drop(columns="dose")
         if per_population:
             return frame
         numeric = frame.drop(columns=["context", "perturbation", "dose", "n_real", "situation"], errors="ignore")
-        return numeric.groupby("method", sort=False).mean()
+        table = numeric.groupby("method", sort=False).mean()
+        for name in ("e_distance", "e_distance_top"):  # of the means: a ratio to next to nothing would drown the others
+            table[name.replace("distance", "ratio")] = table[name] / table.loc["control copy", name]
+        return table
 
     # -------------------------------------------------------------------- parts
 
@@ -176,7 +194,7 @@ class EvaluationMixin:
         assert self._space is not None
         target = mover.controls.z + shift.mean
         chosen = np.tile(np.arange(len(control)), n_rounds(*control.shape))
-        own = mover.move(target, chosen, self._targets.log_ratios(treatment.parts, context))
+        own = mover.move(target, chosen, self._targets.log_ratios(treatment, context))
         predicted = {METHOD: self._space.normalise(own.X)}
         for name, forecast in forecasts(data, treatment, context, control.mean(0), rng).items():
             if forecast.cells is not None:
@@ -235,10 +253,13 @@ class EvaluationMixin:
                 message = f"adata_truth has populations that trained the model: {known[:5]}. Leave them out."
                 raise ValueError(message)
             return
-        used = np.concatenate([np.asarray(self.model.train_indices_), np.asarray(self.model.validation_indices_)])
+        used = self._used_cells()
         position = pd.Series(used, index=own.obs_names[used].astype(str))
         position = position[~position.index.duplicated()]
         names = adata.obs_names[rows].astype(str)
+        # concatenation adds a suffix to names
+        bare = pd.Index([re.sub(r"-[^-]*$", "", name) for name in names])
+        names = names.where(names.isin(position.index), bare)
         shared = np.flatnonzero(names.isin(position.index))
         if not len(shared):
             return
@@ -260,13 +281,13 @@ class EvaluationMixin:
         if adata_control is not None:
             try:
                 return self._controls(context, adata_control)
-            except ValueError:
+            except NoControlCellsError:
                 pass
         if context in self._fitted()[1].controls and self.model.adata is not None:
             return self._controls(context, None)
         try:
             return self._controls(context, adata_truth)
-        except ValueError as error:
+        except NoControlCellsError as error:
             message = f"Context {context!r} of adata_truth has no {self.control!r} cells; pass them as adata_control=."
             raise KeyError(message) from error
 
@@ -277,7 +298,7 @@ class EvaluationMixin:
     def _training_rows(self) -> tuple[np.ndarray, np.ndarray]:
         """Cells that trained, and the row of the design that each is of."""
         design, table = self._fitted()[0], self.model._table()
-        used = np.sort(np.concatenate([self.model.train_indices_, self.model.validation_indices_])).astype(np.int64)
+        used = self._used_cells()
         pairs = describe(
             table.obs, self.perturbation_key, self.context_key, self.dose_key, self.sep, self.control
         ).iloc[used]
@@ -357,14 +378,17 @@ def _scores(
     cells = cells[:first_round]
     top = np.argsort(-np.abs(truth), kind="stable")[:N_TOP]
     x, y, c = (space.project(v) for v in (cells, real, control))
+    # one width of the kernel for all methods
+    gamma = 1 / max(float(np.median(cdist(c[:: -(-len(c) // 500)], y[:: -(-len(y) // 500)], "sqeuclidean"))), 1e-12)
     scores = {
         "e_distance": metrics.energy_distance(x, y),
-        "mmd": metrics.mmd(x, y),
+        "mmd": metrics.mmd(x, y, gamma=gamma),
         "wasserstein": metrics.wasserstein(x, y),
         "e_distance_top": metrics.energy_distance(cells[:, top], real[:, top]),
     }
-    scores["e_ratio"] = scores["e_distance"] / metrics.energy_distance(c, y)
-    scores["e_ratio_top"] = scores["e_distance_top"] / metrics.energy_distance(control[:, top], real[:, top])
+    for name, copied in (("", (c, y)), ("_top", (control[:, top], real[:, top]))):
+        base = metrics.energy_distance(*copied)
+        scores[f"e_ratio{name}"] = scores[f"e_distance{name}"] / base if base > 0 else float("nan")
     for suffix, genes in (("", slice(None)), ("_top", top)):
         correlation = metrics.pearson_delta(change[genes], truth[genes])
         scores[f"pearson_delta{suffix}"] = correlation

@@ -12,6 +12,7 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from scgde._constants import OWN_PREFIX
+from scgde.data.populations import as_label
 from scgde.inference import coordinate_names
 from scgde.perturbation.design import Design, Treatment
 from scgde.perturbation.shifts import ShiftModel
@@ -47,7 +48,6 @@ class FilesMixin:
 
         def _fitted(self) -> tuple[Design, ShiftModel]: ...
         def _controls(self, context: Any, adata: AnnData | None, *, cells: bool = True) -> Any: ...
-        def _only_context(self) -> str | None: ...
 
     def save(self, path: str, overwrite: bool = False) -> None:
         """Save the predictor to a folder; the model is saved by itself (:meth:`scgde.GDEModel.save`).
@@ -110,6 +110,11 @@ class FilesMixin:
         if content.get("kind") != NAME:
             message = f"{path!r} holds no {NAME}; models are loaded with GDEModel.load."
             raise ValueError(message)
+        from scgde.model import GDEModel as Model
+
+        if not isinstance(model, Model):
+            message = f"model is a {type(model).__name__} and must be the GDEModel that the predictor was fitted on."
+            raise TypeError(message)
         own = model.populations_
         same = list(own["labels"]) == list(content["populations"]) and names == [str(v) for v in model._variables()]
         if not same or not np.allclose(np.asarray(own["z"]), content["embeddings"], atol=1e-4):
@@ -136,7 +141,7 @@ class FilesMixin:
 
         Returns
         -------
-        AnnData with one row for each perturbation and combination, the control among them: ``X`` and ``obsm["X_gde"]`` hold the shift of
+        AnnData with one row for each perturbation and combination (at each dose, ``NAME@DOSE``), the control among them: ``X`` and ``obsm["X_gde"]`` hold the shift of
         the embedding from control (zero for the control itself), so that distances are between effects;
         ``layers["standard_error"]`` its standard error; ``obs`` the perturbation, ``n_cells``, ``n_contexts`` and the shift's
         length ``effect``. The sum of two rows is the additive prediction of the combination.
@@ -149,10 +154,13 @@ class FilesMixin:
         design, shifts = self._fitted()
         name = None if context is None else self._controls(context, None, cells=False).context
         names, values, errors, cells, contexts = [], [], [], [], []
+        names_of: dict[tuple[str, ...], str] = {}
         rows_of: dict[str, list[int]] = {}
         for i, treatment in enumerate(design.treatments):
             if name is None or design.contexts[i] == name:
-                rows_of.setdefault(treatment.name(self.sep), []).append(i)
+                amount = "" if treatment.dose is None else f"@{treatment.dose:g}"
+                label = names_of.setdefault(treatment.parts, treatment.name(self.sep))
+                rows_of.setdefault(f"{label}{amount}", []).append(i)
         for label, rows in sorted(rows_of.items(), key=lambda item: (item[0] != self.control, item[0])):
             names.append(label)
             is_control = label == self.control
@@ -194,13 +202,13 @@ class FilesMixin:
             If a label is no combination.
         """
         _, shifts = self._fitted()
-        controls = self._controls(context or self._only_context(), None, cells=False)
+        controls = self._controls(context, None, cells=False)
         if combinations is None:
             known = set(shifts.singles)
             combinations = [(self.sep or "+").join(c) for c in shifts.combinations if set(c) <= known]
         rows = []
         for label in combinations:
-            treatment = Treatment.parse(label, self.sep)
+            treatment = Treatment.parse(label, self.sep, control=self.control)
             if len(treatment.parts) < 2:
                 message = f"{label!r} is no combination: its parts must be joined by {self.sep!r}."
                 raise ValueError(message)
@@ -253,7 +261,7 @@ class FilesMixin:
                 "cell-eval reads counts, and this model is of continuous rows; write the AnnData of predict() itself."
             )
             raise TypeError(message)
-        labels = [str(p) for p in perturbations]
+        labels = [as_label(p) for p in ([perturbations] if isinstance(perturbations, str) else perturbations)]
         if control_label in labels:
             message = f"perturbations has {control_label!r}, which is to name the control; pass another control_label."
             raise ValueError(message)

@@ -32,7 +32,7 @@ class PartsModel:
     :math:`y_t = b\, m + \sum_{p \in t} e_p + \epsilon_t`, with independent normal effects ``e``, and noise that has the known variance of
     sampling cells and a share ``noise`` of the effects' variance. With ``b = 1`` all perturbed cells share a change ``m`` (of having been
     transfected, say), which a sum of shifts would count once for each part. Which noise and whether there is an ``m`` is decided by the
-    leave-one-out errors of observed combinations; without any, effects are summed as they are.
+    leave-one-out errors of observed combinations; without any, effects are summed, less what sampling explains of them.
 
     Parameters
     ----------

@@ -36,15 +36,20 @@ class Treatment:
     label: str = field(default="", compare=False)
 
     @classmethod
-    def parse(cls, label: object, sep: str | None, dose: float | None = None) -> Treatment:
-        """Split a label such as ``"A+B"``; the order of parts has no meaning."""
+    def parse(cls, label: object, sep: str | None, dose: float | None = None, control: str | None = None) -> Treatment:
+        """Split a label such as ``"A+B"``; the order of parts has no meaning.
+
+        The control among other parts (``"A+ctrl"``) and a part that is named twice (two guides of one gene) add nothing.
+        """
         name = as_label(label)
-        parts = [part.strip() for part in name.split(sep)] if sep else [name]
+        parts = {part.strip() for part in name.split(sep)} if sep and name != control else {name}
         if not all(parts):
             message = (
                 f"perturbation {name!r} has an empty part between separators {sep!r}; correct it, or pass sep=None."
             )
             raise ValueError(message)
+        if len(parts) > 1:
+            parts.discard(str(control))
         return cls(tuple(sorted(parts)), dose, name)
 
     def name(self, sep: str | None) -> str:
@@ -214,7 +219,7 @@ def describe(
             continue
         amount = None if label == control or np.isnan(number) else float(number)
         if (label, amount) not in known:
-            known[label, amount] = Treatment.parse(label, None if label == control else sep, amount)
+            known[label, amount] = Treatment.parse(label, sep, amount, control)
         treatments.append(known[label, amount])
     frame = pd.DataFrame({"context": np.asarray(context, dtype=object)}, index=range(len(obs)))
     frame["treatment"] = pd.Series(treatments, dtype=object)
@@ -273,14 +278,15 @@ def check_features(features: pd.DataFrame | None, sep: str | None) -> pd.DataFra
     return pd.DataFrame(values, index=frame.index, columns=[str(c) for c in frame.columns])
 
 
-def as_treatments(labels: Any, sep: str | None, doses: Any, known: Sequence[str]) -> list[Treatment]:
+def as_treatments(
+    labels: Any, sep: str | None, doses: Any, known: Sequence[str], control: str | None = None
+) -> list[Treatment]:
     """Treatments that a user asks for by labels and doses."""
-    single = isinstance(labels, str | tuple) or np.isscalar(labels)
-    names = [labels] if single else list(labels)
+    names = [labels] if isinstance(labels, str) or np.isscalar(labels) else [] if labels is None else list(labels)
     if not names:
         message = "perturbation is empty; give at least one label."
         raise ValueError(message)
-    amounts = list(doses) if isinstance(doses, list | tuple | np.ndarray) else [doses] * len(names)
+    amounts = [doses] * len(names) if doses is None or isinstance(doses, str) or np.ndim(doses) == 0 else list(doses)
     if len(names) == 1 and len(amounts) > 1:
         names = names * len(amounts)
     if len(amounts) != len(names):
@@ -290,10 +296,11 @@ def as_treatments(labels: Any, sep: str | None, doses: Any, known: Sequence[str]
     treatments = []
     for name, amount in zip(names, amounts, strict=True):
         label = as_label(name)
-        value = None if amount is None else float(amount)
-        if value is not None and not (np.isfinite(value) and value >= 0):
+        is_number = isinstance(amount, int | float | np.number | np.ndarray) and not isinstance(amount, bool)
+        if amount is not None and not (is_number and np.isfinite(amount) and amount >= 0):
             message = f"dose={amount!r} must be a finite number of at least zero."
             raise ValueError(message)
+        value = None if amount is None else float(amount)
         # a name that holds the separator may be a perturbation's own
-        treatments.append(Treatment.parse(label, None if label in whole else sep, value))
+        treatments.append(Treatment.parse(label, None if label in whole else sep, value, control))
     return treatments

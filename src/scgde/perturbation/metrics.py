@@ -112,7 +112,7 @@ def discrimination_score(
     """Perturbation discrimination score of each perturbation, ``(perturbations,)``: cell-eval's ``discrimination_score_l1``.
 
     One less the rank of the true change among all real ones by distance to the predicted change, over their number: 1 if the
-    nearest real change is the true one, 0.5 on average by chance.
+    nearest real change is the true one, (n + 1) / 2n on average by chance with n perturbations.
 
     Parameters
     ----------

@@ -69,6 +69,7 @@ class ObservedShifts:
         # embeddings of few cells may have no standard error; they weigh as the least certain ones do
         worst = np.nanmax(self.variance, initial=0.0)
         self.variance = np.where(np.isfinite(self.variance), self.variance, worst)
+        self.control_variance = np.where(np.isfinite(design.variance), design.variance, worst)
         self.rows: dict[tuple[str, ...], dict[str, dict[float | None, int]]] = {}
         for i in np.flatnonzero(~design.is_control):
             t = design.treatments[i]
@@ -78,6 +79,11 @@ class ObservedShifts:
     def singles(self) -> list[str]:
         """Perturbations that were seen alone, sorted."""
         return sorted(parts[0] for parts in self.rows if len(parts) == 1)
+
+    @property
+    def largest_dose(self) -> float:
+        """Largest dose of a single perturbation; infinite if there are none."""
+        return max((t.dose for t in self.design.treatments if t.dose is not None and len(t.parts) == 1), default=np.inf)
 
     @property
     def combinations(self) -> list[tuple[str, ...]]:
@@ -133,7 +139,7 @@ class ObservedShifts:
         w = (at - grid[k - 1]) / (grid[k] - grid[k - 1])
         bend = np.square((values[k] - values[k - 1]) * w * (1 - w))
         variance = np.square(1 - w) * variances[k - 1] + np.square(w) * variances[k] + bend
-        return Shift((1 - w) * values[k - 1] + w * values[k], variance, 3.0, "seen", extrapolated=dose < doses[0])
+        return Shift((1 - w) * values[k - 1] + w * values[k], variance, 3.0, "seen")
 
     def _mean_shift(self, treatment: Treatment, contexts: Iterable[str]) -> np.ndarray:
         return np.mean([self.shift[next(iter(self.rows[treatment.parts][c].values()))] for c in contexts], axis=0)

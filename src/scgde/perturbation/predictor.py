@@ -143,7 +143,9 @@ class PerturbationPredictor(ControlsMixin, EvaluationMixin, FilesMixin):
         if self.model.adata is None:
             message = "The model was loaded without its AnnData, which fit() needs; load it with adata=, or load a saved predictor."
             raise ValueError(message)
-        population = self.model._population_table()
+        used = self._used_cells()
+        population = self.model._population_table(indices=used.tolist())
+        self._check_constant(population.obs)
         table = describe(
             population.obs,
             self.perturbation_key,
@@ -155,7 +157,6 @@ class PerturbationPredictor(ControlsMixin, EvaluationMixin, FilesMixin):
         )
         table["n_cells"] = population.obs[f"{OWN_PREFIX}n_cells"].to_numpy()
         known = table["treatment"].notna() & table["context"].notna()
-        known &= (population.obs[f"{OWN_PREFIX}split"] != "test").to_numpy()
         few = known & (table["n_cells"] < MIN_CELLS)
         self._skipped = list(population.obs_names[few])
         if few.any():
@@ -181,6 +182,18 @@ class PerturbationPredictor(ControlsMixin, EvaluationMixin, FilesMixin):
         self._space = self._fit_space()
         self._targets = self._fit_targets()
         return self
+
+    def _check_constant(self, populations: pd.DataFrame) -> None:
+        """Raise where a column varies within populations, which therefore have no value of it."""
+        assert self.model.adata is not None
+        for name in ("perturbation_key", "context_key", "dose_key"):
+            key = getattr(self, name)
+            if key is not None and key in self.model.adata.obs and key not in populations:
+                message = (
+                    f"{name}={key!r} varies within populations of the model, which have to be of one value each: set the model up with "
+                    f"a population_key that holds it, such as {[*self.model._population_keys(), key]}."
+                )
+                raise ValueError(message)
 
     def _fit_targets(self) -> TargetEffects:
         """Changes of target genes in training cells."""
@@ -254,7 +267,7 @@ class PerturbationPredictor(ControlsMixin, EvaluationMixin, FilesMixin):
         embedding, so that one embedded from few cells spreads more), ``freedom`` (degrees of freedom of the standard errors),
         ``situation`` and ``extrapolated``.
         """
-        controls = self._controls(context, adata)
+        controls = self._controls(context, adata, cells=False)
         treatments, shifts = self._predicted(perturbation, dose, controls, unknown)
         names = pd.Index([t.name(self.sep) for t in treatments], name="perturbation", dtype=object)
         z = np.stack([controls.z + s.mean for s in shifts])
@@ -334,7 +347,7 @@ class PerturbationPredictor(ControlsMixin, EvaluationMixin, FilesMixin):
         blocks = []
         for treatment, shift in zip(treatments, shifts, strict=True):
             target = controls.z + shift.mean
-            effects = self._targets.log_ratios(treatment.parts, controls.context)
+            effects = self._targets.log_ratios(treatment, controls.context)
             cells = (
                 mover.move(target, mover.choose(n_cells), effects)
                 if method == "transport"
@@ -354,7 +367,7 @@ class PerturbationPredictor(ControlsMixin, EvaluationMixin, FilesMixin):
         if dose is not None and self.dose_key is None:
             message = f"dose={dose!r}: the predictor was made without dose_key."
             raise ValueError(message)
-        treatments = as_treatments(perturbation, self.sep, dose, shifts.singles)
+        treatments = as_treatments(perturbation, self.sep, dose, shifts.singles, self.control)
         if any(t.parts == (self.control,) for t in treatments):
             message = f"{self.control!r} is the control; its cells are given, not predicted."
             raise ValueError(message)
@@ -375,7 +388,8 @@ class PerturbationPredictor(ControlsMixin, EvaluationMixin, FilesMixin):
             obs[self.context_key] = pd.Categorical([controls.context] * len(obs))
         obs[self.perturbation_key] = pd.Categorical([label] * len(obs))
         if self.perturbation_key not in keys:
-            parts = [p for p in (controls.context if self.context_key else None, label) if p]
+            amount = None if treatment.dose is None else f"{treatment.dose:g}"
+            parts = [p for p in (controls.context if self.context_key else None, label, amount) if p]
             obs[keys[-1]] = pd.Categorical(["|".join(parts)] * len(obs))
         if self.dose_key is not None:
             obs[self.dose_key] = np.nan if treatment.dose is None else treatment.dose

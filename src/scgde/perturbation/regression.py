@@ -105,7 +105,10 @@ class KernelRegression:
         self.n_groups = int(codes.max(initial=-1)) + 1
         self._blocks = [np.flatnonzero(codes == g) for g in range(self.n_groups)]
         variance = np.zeros(n) if self.sampling_variance is None else np.asarray(self.sampling_variance)
-        spread = np.square(self.targets - self._fitted_basis(self.targets)).mean() * n / max(n - self.basis.shape[1], 1)
+        freedom = n - np.linalg.matrix_rank(self.basis)
+        spread = np.square(self.targets - self._fitted_basis(self.targets)).mean() * n / max(freedom, 1)
+        if freedom < 1:  # nothing tells how much rows differ: as much as they are large
+            spread = np.square(self.targets).mean()
         self._known = variance / max(spread - variance.mean(), 0.1 * spread, 1e-12)
         self._choose()
 
@@ -129,11 +132,8 @@ class KernelRegression:
     def _choose(self) -> None:
         residuals, ratios = [], []
         self._precisions: dict[tuple[str, float], np.ndarray] = {}
-        flat = FLAT * self.basis @ self.basis.T
         for name, noise in self._options():
-            gram = 0.0 if name == "none" else self._gram(name)
-            precision = np.linalg.inv(gram + flat + np.diag(noise + self._known))
-            self._precisions[name, noise] = precision
+            precision = self._precision(name, noise)
             for slope in self.slopes:
                 self.candidates.append(Candidate(name, noise, slope))
                 residual, ratio = self._left_out(precision, self.targets - slope * self._offset)
@@ -164,6 +164,17 @@ class KernelRegression:
         if self.n_groups < 3:
             self.ratios = np.empty(0)
 
+    def _precision(self, name: str, noise: float) -> np.ndarray:
+        """Inverse covariance of the rows; kept for what takes part in predictions only, since there may be many rows."""
+        if (name, noise) not in self._precisions:
+            gram = 0.0 if name == "none" else self._gram(name)
+            flat = FLAT * self.basis @ self.basis.T
+            precision = np.linalg.inv(gram + flat + np.diag(noise + self._known))
+            if not len(self.weights):
+                return precision
+            self._precisions[name, noise] = precision
+        return self._precisions[name, noise]
+
     def _left_out(self, precision: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Errors ``(n, m)`` of predicting each group from the others, and their variances but for scale, ``(n,)``."""
         projected = precision @ y
@@ -185,13 +196,13 @@ class KernelRegression:
         """
         count = len(basis)
         offset = np.zeros((count, self.targets.shape[1])) if offset is None else np.asarray(offset)
-        used = [i for i, w in enumerate(self.weights) if w > 1e-4]
+        used = [i for i, w in enumerate(self.weights) if w > max(1e-3, 0.01 * self.weights.max())]
         shares = self.weights[used] / self.weights[used].sum()
         means, variances = [], []
         repeats = self.targets.shape[1] // self._width
         for i in used:
             name, noise, slope = self.candidates[i]
-            precision = self._precisions[name, noise]
+            precision = self._precision(name, noise)
             cross = FLAT * basis @ self.basis.T
             if name != "none":
                 cross = cross + self._gram(name, rows)

@@ -26,6 +26,9 @@ CONTEXT_SLOPES = (0.0, -0.25, -0.5, -0.75, -1.0)
 TRANSFER_SLOPES = (0.0, 0.25, 0.5, 0.75, 1.0)
 """Shares of the shift in other contexts that a context takes over."""
 
+MAX_ROWS = 3000
+"""Populations that a regression on features is fitted to; its cost grows with their cube."""
+
 MIN_SHARED = 8
 """Perturbations that two contexts must share before one learns from the other's shifts."""
 
@@ -87,6 +90,11 @@ class ShiftModel(ObservedShifts):
             return self._elsewhere(treatment, context, where, z_control)
         if len(treatment.parts) > 1:
             return self._combination(treatment, context, z_control, unknown)
+        # a part that was seen in combinations only
+        model = None if treatment.dose is not None else self._parts_model(context)
+        if model is not None and treatment.parts[0] in model.names:
+            result = model.predict(treatment.parts)
+            return Shift(result.mean, result.variance, result.freedom, "combination")
         return self._described(treatment, context, z_control, unknown)
 
     # ------------------------------------------------------------- new contexts
@@ -142,7 +150,8 @@ class ShiftModel(ObservedShifts):
         width = z.shape[1]
         targets = [np.stack([shifts[c].mean for c in names])]
         variance = np.mean([[shifts[c].variance.mean() for c in names]], axis=0)
-        for by_context in self.rows.values():
+        # with one or two contexts there is nothing to choose, and no need to ask other treatments
+        for by_context in self.rows.values() if len(names) > 2 else ():
             if len(targets) > 100:
                 break
             if all(len(by_context.get(c, ())) == 1 for c in names):
@@ -173,7 +182,9 @@ class ShiftModel(ObservedShifts):
     def _described(self, treatment: Treatment, context: str | None, z_control: np.ndarray, unknown: str) -> Shift:
         """Shift of a perturbation that was never seen: by its features, or the mean if it has none."""
         name = treatment.parts[0]
-        has_features = self.features is not None and name in self.features.index
+        # features teach nothing if no perturbation that was seen has any
+        taught = self.features is not None and bool(self.features.index.isin(self.singles).any())
+        has_features = taught and self.features is not None and name in self.features.index
         if not has_features and unknown != "mean":
             known = [] if self.features is None else list(self.features.index[:5])
             message = (
@@ -184,9 +195,10 @@ class ShiftModel(ObservedShifts):
             raise UnknownPerturbationError(message)
         situation, with_dose = "features" if has_features else "mean", treatment.dose is not None
         head, contexts = self._feature_head(with_dose)
+        beyond = treatment.dose is not None and treatment.dose > self.largest_dose
         if context in contexts:
             result = head.predict(*self._feature_rows([(treatment, context)], contexts, with_dose))
-            return Shift(result.mean[0], result.variance[0], result.freedom, situation, False, result.ratios)
+            return Shift(result.mean[0], result.variance[0], result.freedom, situation, beyond, result.ratios)
         # in the contexts that have seen perturbations, and from these to the one that has not
         result = head.predict(*self._feature_rows([(treatment, c) for c in contexts], contexts, with_dose))
         shifts = {
@@ -194,7 +206,8 @@ class ShiftModel(ObservedShifts):
             for c, m, v in zip(contexts, result.mean, result.variance, strict=True)
         }
         across = self._across_contexts(shifts, z_control)
-        return Shift(across.mean[0], across.variance[0] + result.variance.mean(0), result.freedom, situation)
+        variance = across.variance[0] + result.variance.mean(0)
+        return Shift(across.mean[0], variance, result.freedom, situation, beyond)
 
     def _feature_head(self, with_dose: bool) -> tuple[KernelRegression, list[str]]:
         pairs, rows = [], []
@@ -210,6 +223,11 @@ class ShiftModel(ObservedShifts):
         key = ("features", with_dose)
         if key not in self.heads:
             inputs, basis = self._feature_rows(pairs, contexts, with_dose)
+            if len(rows) > MAX_ROWS:
+                some = np.sort(np.random.default_rng(0).choice(len(rows), MAX_ROWS, replace=False))
+                logger.info(f"{MAX_ROWS} of {len(rows)} populations teach the regression on features.")
+                pairs, rows = [pairs[i] for i in some], [rows[i] for i in some]
+                inputs, basis = self._feature_rows(pairs, contexts, with_dose)
             groups = np.unique([t.parts[0] for t, _ in pairs], return_inverse=True)[1]
             variance = self.variance[rows].mean(1)
             self.heads[key] = KernelRegression(inputs, self.shift[rows], groups, basis, sampling_variance=variance)
@@ -292,8 +310,7 @@ class ShiftModel(ObservedShifts):
             for context, by_dose in self.rows[parts].items():
                 model = self._parts_model(context)
                 for dose, row in by_dose.items():
-                    seen = [self.observed(Treatment((p,), dose), context) for p in parts]
-                    shifts = [s.mean for s in seen if s is not None]
+                    shifts = [self.shift[i] for p in parts if (i := self._single_row(p, context, dose)) is not None]
                     if len(shifts) < len(parts):
                         continue
                     rows.append(row)
@@ -320,6 +337,13 @@ class ShiftModel(ObservedShifts):
             self.heads["combination",] = result.head
         self.cache["interaction"] = result
         return result
+
+    def _single_row(self, part: str, context: str, dose: float | None) -> int | None:
+        """Row of a perturbation alone at a dose; without a dose, its only row."""
+        by_dose = self.rows.get((part,), {}).get(context, {})
+        if dose is None and len(by_dose) == 1:
+            return next(iter(by_dose.values()))
+        return by_dose.get(dose)
 
     def summary(self) -> pd.DataFrame:
         """What was chosen: for each head its best candidates with their share, and errors over those of its simplest candidate."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from scgde.perturbation.design import Design
+    from scgde.perturbation.design import Design, Treatment
 
 PSEUDOCOUNT = 0.5
 
@@ -21,6 +21,8 @@ class TargetEffects:
     A knock-down or an activation changes its own gene first, by about the same factor for all genes, and nothing about an unseen
     perturbation is as sure. The effect of perturbation p is :math:`N(m, \tau^2)`, both by the method of moments (DerSimonian and Laird
     1986, Control Clin Trials 7, 177-188); that of an unseen one is ``m``, that of one that was seen its posterior mean.
+
+    Treatments with doses have no part in this.
 
     Parameters
     ----------
@@ -59,21 +61,19 @@ class TargetEffects:
         ratios, variances = {}, {}
         for i in np.flatnonzero(~design.is_control):
             parts = design.treatments[i].parts
-            if len(parts) > 1 or parts[0] not in columns:
+            if len(parts) > 1 or parts[0] not in columns or design.treatments[i].dose is not None:
                 continue
             gene, control = columns[parts[0]], design.control_row(design.contexts[i])
             a, b = totals[i, gene] + PSEUDOCOUNT, totals[control, gene] + PSEUDOCOUNT
             key = parts[0], design.contexts[i]
-            if key in ratios:  # another dose: the larger change is the fuller effect
-                continue
             ratios[key] = float(np.log(a / max(library[i], 1.0)) - np.log(b / max(library[control], 1.0)))
             variances[key] = float(1 / a + 1 / b)
         return cls(ratios, variances, columns)
 
-    def log_ratios(self, parts: tuple[str, ...], context: str | None) -> dict[int, float]:
-        """Log ratio of the target gene of each part, by column; parts of which nothing is known have none."""
-        result = {}
-        for part in parts:
+    def log_ratios(self, treatment: Treatment, context: str | None) -> dict[int, float]:
+        """Log ratio of the target gene of each part, by column; parts of which nothing is known, and doses, have none."""
+        result: dict[int, float] = {}
+        for part in treatment.parts if treatment.dose is None else ():
             if part not in self.columns:
                 continue
             own = None
