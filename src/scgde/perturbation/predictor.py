@@ -94,8 +94,7 @@ class PerturbationPredictor(ControlsMixin, EvaluationMixin, FilesMixin):
     --------
     >>> predictor = scgde.PerturbationPredictor(
     ...     model, perturbation_key="condition", control="ctrl", context_key="cell_type"
-    ... )
-    ... # doctest: +SKIP
+    ... )  # doctest: +SKIP
     >>> cells = predictor.fit().predict("stim", context="CD4T")  # doctest: +SKIP
     """
 
@@ -124,7 +123,6 @@ class PerturbationPredictor(ControlsMixin, EvaluationMixin, FilesMixin):
         self._shifts: ShiftModel | None = None
         self._space: ExpressionSpace | None = None
         self._targets = TargetEffects({}, {}, {})
-        self._skipped: list[str] = []
 
     # ---------------------------------------------------------------------- fit
 
@@ -158,11 +156,9 @@ class PerturbationPredictor(ControlsMixin, EvaluationMixin, FilesMixin):
         table["n_cells"] = population.obs[f"{OWN_PREFIX}n_cells"].to_numpy()
         known = table["treatment"].notna() & table["context"].notna()
         few = known & (table["n_cells"] < MIN_CELLS)
-        self._skipped = list(population.obs_names[few])
         if few.any():
-            logger.warning(
-                f"{few.sum()} populations have fewer than {MIN_CELLS} cells and are left out: {self._skipped[:5]}."
-            )
+            names = list(population.obs_names[few][:5])
+            logger.warning(f"{few.sum()} populations have fewer than {MIN_CELLS} cells and are left out: {names}.")
         use = (known & ~few).to_numpy()
         if not use.any():
             message = f"No population has {MIN_CELLS} cells with a {self.perturbation_key!r} and a context."
@@ -174,7 +170,8 @@ class PerturbationPredictor(ControlsMixin, EvaluationMixin, FilesMixin):
         if self._design.is_control.all():
             message = f"All populations are {self.control!r}: there is no perturbation to learn."
             raise ValueError(message)
-        if self.features is None:
+        if not self._own_features:
+            self.features = None
             genes = set(self._gene_targets())
             if any(part in genes for t in self._design.treatments for part in t.parts):
                 self.features = gene_loadings(self.model, self._gene_targets())
