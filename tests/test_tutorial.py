@@ -17,6 +17,8 @@ NOTEBOOKS = {
         ],
     ),
     "geometry": (6, ["66 populations to train on, 24 put aside"]),
+    "perturbation_context": (5, ["integer counts: True", "from 60 control cells without any annotation"]),
+    "perturbation_screen": (4, ["was never seen and has no features", "9 of the 15 hidden pairs interact"]),
 }
 """Numbers of images, and what the cells print whatever the training."""
 

@@ -25,7 +25,7 @@ def make(pairs, features=None):
         expression,
         expression[:, :4],
         cells,
-        SimpleNamespace(rows=lambda index: rows[index]),
+        SimpleNamespace(rows=lambda index: rows[index], var_names=pd.Index([f"p{i}" for i in range(GENES)])),
         SimpleNamespace(normalise=lambda x: x),
         features,
     )
@@ -75,6 +75,14 @@ def test_new_perturbation():
     assert not np.allclose(found["linear"].shift, found["mean shift"].shift)
     without = ask(make([("a", "ctrl"), ("a", "p0"), ("a", "p1")]), "p5", "a", data.expression[0])
     assert np.allclose(without["linear"].shift, without["mean shift"].shift)
+
+
+def test_target_gene_alone():
+    data = make([("a", "ctrl"), *(("a", f"p{i}") for i in range(4))])
+    found = ask(data, "p7", "a", data.expression[0])["target gene alone"].shift
+    assert np.flatnonzero(found).tolist() == [7]
+    assert found[7] == pytest.approx(np.mean([data.delta[i + 1, i] for i in range(4)]))
+    assert not ask(data, "drug", "a", data.expression[0])["target gene alone"].shift.any()
 
 
 def test_combination():

@@ -205,7 +205,7 @@ class FilesMixin:
         controls = self._controls(context, None, cells=False)
         if combinations is None:
             known = set(shifts.singles)
-            combinations = [(self.sep or "+").join(c) for c in shifts.combinations if set(c) <= known]
+            combinations = [shifts.label_of(c, self.sep) for c in shifts.combinations if set(c) <= known]
         rows = []
         for label in combinations:
             treatment = Treatment.parse(label, self.sep, control=self.control)

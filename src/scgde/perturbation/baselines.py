@@ -22,6 +22,9 @@ MAX_POOLED = 2000
 
 PASTED = "mean of training perturbations"
 
+MIN_TARGETS = 3
+"""Training targets that a mean change of target genes is made of at least."""
+
 ALPHAS = np.logspace(-2, 6, 25)
 
 
@@ -100,7 +103,8 @@ def forecasts(
     ``control copy``; ``mean of training perturbations``, cells of training populations pasted: of replicates of the same pair if there
     are any, else of the same perturbation in other contexts if it was seen there, else of the other perturbations of the context; ``mean shift``, the mean change of the same
     populations; ``latent shift``, the same in the latent of single cells (Lotfollahi et al. 2019, Nat Methods 16, 715-721), summed
-    over the parts of a combination; ``nearest``, the change of the population that is nearest: by its control if contexts
+    over the parts of a combination; ``target gene alone``, for perturbations with the name of a gene: the mean change of their own
+    gene in training, and nothing else; ``nearest``, the change of the population that is nearest: by its control if contexts
     are at stake, by features or shared parts if perturbations are; ``linear``, ridge regression of the change on features, on the
     control's expression, or on indicators of parts; ``additive``, the summed changes of the parts of a combination
     (Ahlmann-Eltze, Huber and Anders 2025, Nat Methods 22, 1657-1661).
@@ -129,6 +133,7 @@ def forecasts(
             result |= _by_features(data, peers, treatment)
         else:
             result |= _by_parts(data, peers, treatment, inside)
+        result |= _target_alone(data, treatment)
     if peers:
         mean = Forecast(shift=data.delta[peers].mean(0))
         result["mean shift"] = mean
@@ -198,6 +203,22 @@ def _by_parts(data: BaselineData, peers: list[int], treatment: Treatment, inside
     result["nearest"] = Forecast(shift=data.delta[peers[int(likeness.argmax())]])
     result["linear"] = Forecast(shift=_ridge(x, data.delta[peers], asked))
     return result
+
+
+def _target_alone(data: BaselineData, treatment: Treatment) -> dict[str, Forecast]:
+    """The mean change of target genes, put on the asked target genes."""
+    column = {name: i for i, name in enumerate(data.table.var_names.astype(str))}
+    known = [
+        data.delta[i, column[t.parts[0]]]
+        for i, t in enumerate(data.treatments)
+        if len(t.parts) == 1 and t.parts[0] in column and not data.is_control[i]
+    ]
+    genes = [column[part] for part in treatment.parts if part in column]
+    if len(known) < MIN_TARGETS:
+        return {}
+    shift = np.zeros(data.delta.shape[1])
+    shift[genes] = np.mean(known)
+    return {"target gene alone": Forecast(shift=shift)}
 
 
 def _ridge(x: np.ndarray, y: np.ndarray, asked: np.ndarray) -> np.ndarray:

@@ -85,6 +85,10 @@ class ObservedShifts:
         """Largest dose of a single perturbation; infinite if there are none."""
         return max((t.dose for t in self.design.treatments if t.dose is not None and len(t.parts) == 1), default=np.inf)
 
+    def label_of(self, parts: tuple[str, ...], sep: str | None) -> str:
+        """A combination as it was first written."""
+        return next(t for t in self.design.treatments if t.parts == parts).name(sep)
+
     @property
     def combinations(self) -> list[tuple[str, ...]]:
         """Combinations that were seen, sorted."""

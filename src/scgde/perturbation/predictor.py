@@ -217,6 +217,7 @@ class PerturbationPredictor(ControlsMixin, EvaluationMixin, FilesMixin):
         """What was chosen so far, one row for each candidate with weight.
 
         ``head`` is the situation, ``n_groups`` the number of groups that were left out in turn; then ``kernel``, ``noise``, ``slope``,
+        ``mean`` (whether there is a mean shift),
         ``error`` (squared leave-one-out error over that of the mean shift, or of the sum of the parts for combinations) and
         ``weight``. A head is fitted when something asks for it.
         """
@@ -231,7 +232,7 @@ class PerturbationPredictor(ControlsMixin, EvaluationMixin, FilesMixin):
     def perturbations(self) -> list[str]:
         """Perturbations and combinations that were seen."""
         shifts = self._fitted()[1]
-        return [*shifts.singles, *((self.sep or "+").join(parts) for parts in shifts.combinations)]
+        return [*shifts.singles, *(shifts.label_of(parts, self.sep) for parts in shifts.combinations)]
 
     def _fitted(self) -> tuple[Design, ShiftModel]:
         if self._design is None or self._shifts is None:
@@ -399,8 +400,10 @@ def _joined(blocks: Sequence[AnnData]) -> AnnData:
     """Blocks of cells one below the other, with names that do not repeat."""
     import anndata as ad
 
+    starts = np.cumsum([0, *(block.n_obs for block in blocks)])
+    for start, block in zip(starts[:-1], blocks, strict=True):
+        block.obs_names = [f"{OWN_PREFIX}{start + i}" for i in range(block.n_obs)]
     cells = blocks[0] if len(blocks) == 1 else ad.concat(blocks, merge="same")
-    cells.obs_names = [f"{OWN_PREFIX}{i}" for i in range(cells.n_obs)]
     for column in cells.obs:
         if cells.obs[column].dtype == object:
             cells.obs[column] = cells.obs[column].astype("category")

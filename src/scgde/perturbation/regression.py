@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -22,11 +23,12 @@ FLAT = 1e4
 
 
 class Candidate(NamedTuple):
-    """A kernel (``"none"`` for a mean alone), its noise and the share of the offset that is taken over."""
+    """A kernel (``"none"`` for a mean alone), its noise, the share of the offset that is taken over, and whether there are means."""
 
     kernel: str
     noise: float
     slope: float
+    mean: bool = True
 
 
 class Prediction(NamedTuple):
@@ -60,7 +62,7 @@ class KernelRegression:
 
     Candidates are averaged with weights :math:`(E_c / E_{\min})^{-g k / 2}`, with their summed squared errors ``E``, the number of
     groups ``g`` and the effective number ``k`` of independent coordinates: what a Gaussian likelihood with one scale would give.
-    A mean alone is one of them, so that what inputs do not help with is not made worse by them.
+    A mean alone is one of them, so that what inputs do not help with is not made worse by them; with ``may_vanish`` so is no mean at all.
 
     Parameters
     ----------
@@ -81,6 +83,8 @@ class KernelRegression:
         Mean variance of a coordinate of each target that sampling of cells explains, ``(n,)``.
     width
         Coordinates of one output; ``m`` by default.
+    may_vanish
+        Whether means may also be zero.
     """
 
     inputs: dict[str, np.ndarray]
@@ -91,6 +95,7 @@ class KernelRegression:
     slopes: Sequence[float] = (0.0,)
     sampling_variance: np.ndarray | None = None
     width: int | None = None
+    may_vanish: bool = False
     candidates: list[Candidate] = field(default_factory=list, init=False)
     errors: np.ndarray = field(default_factory=lambda: np.empty(0), init=False)
     weights: np.ndarray = field(default_factory=lambda: np.empty(0), init=False)
@@ -131,11 +136,12 @@ class KernelRegression:
 
     def _choose(self) -> None:
         residuals, ratios = [], []
-        self._precisions: dict[tuple[str, float], np.ndarray] = {}
-        for name, noise in self._options():
-            precision = self._precision(name, noise)
+        self._precisions: dict[tuple[str, float, bool], np.ndarray] = {}
+        means = (True, False) if self.may_vanish else (True,)
+        for (name, noise), mean in itertools.product(self._options(), means):
+            precision = self._precision(name, noise, mean)
             for slope in self.slopes:
-                self.candidates.append(Candidate(name, noise, slope))
+                self.candidates.append(Candidate(name, noise, slope, mean))
                 residual, ratio = self._left_out(precision, self.targets - slope * self._offset)
                 residuals.append(residual)
                 ratios.append(ratio)
@@ -149,7 +155,7 @@ class KernelRegression:
             self._scales = [np.square(self.targets).reshape(-1, self._width).mean(0) for _ in self.candidates]
         if self.n_groups < 3 or self.errors.min() <= 0:  # nothing to choose by
             self.weights = np.array([float(c.kernel == "none") for c in self.candidates])
-            self.weights *= np.array([float(c.slope == max(self.slopes)) for c in self.candidates])
+            self.weights *= np.array([float(c.slope == max(self.slopes) and c.mean) for c in self.candidates])
         else:
             power = self.n_groups * effective_width(residuals[int(self.errors.argmin())].reshape(-1, self._width)) / 2
             self.weights = (self.errors / self.errors.min()) ** -power
@@ -164,16 +170,16 @@ class KernelRegression:
         if self.n_groups < 3:
             self.ratios = np.empty(0)
 
-    def _precision(self, name: str, noise: float) -> np.ndarray:
+    def _precision(self, name: str, noise: float, mean: bool = True) -> np.ndarray:
         """Inverse covariance of the rows; kept for what takes part in predictions only, since there may be many rows."""
-        if (name, noise) not in self._precisions:
+        if (name, noise, mean) not in self._precisions:
             gram = 0.0 if name == "none" else self._gram(name)
-            flat = FLAT * self.basis @ self.basis.T
+            flat = FLAT * mean * self.basis @ self.basis.T
             precision = np.linalg.inv(gram + flat + np.diag(noise + self._known))
             if not len(self.weights):
                 return precision
-            self._precisions[name, noise] = precision
-        return self._precisions[name, noise]
+            self._precisions[name, noise, mean] = precision
+        return self._precisions[name, noise, mean]
 
     def _left_out(self, precision: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Errors ``(n, m)`` of predicting each group from the others, and their variances but for scale, ``(n,)``."""
@@ -201,13 +207,13 @@ class KernelRegression:
         means, variances = [], []
         repeats = self.targets.shape[1] // self._width
         for i in used:
-            name, noise, slope = self.candidates[i]
-            precision = self._precision(name, noise)
-            cross = FLAT * basis @ self.basis.T
+            name, noise, slope, has_mean = self.candidates[i]
+            precision = self._precision(name, noise, has_mean)
+            cross = FLAT * has_mean * basis @ self.basis.T
             if name != "none":
                 cross = cross + self._gram(name, rows)
             means.append(cross @ (precision @ (self.targets - slope * self._offset)) + slope * offset)
-            own = self._prior(name, rows, count) + FLAT * np.square(basis).sum(1)
+            own = self._prior(name, rows, count) + FLAT * has_mean * np.square(basis).sum(1)
             ratio = np.maximum(own - np.einsum("ij,jk,ik->i", cross, precision, cross), 0) + noise
             variances.append(ratio[:, None] * np.tile(self._scales[i], repeats))
         mean = np.einsum("c,cij->ij", shares, np.stack(means))
@@ -224,7 +230,9 @@ class KernelRegression:
 
     def summary(self) -> pd.DataFrame:
         """Candidates with their squared errors over those of the mean alone, and their weights, largest first."""
-        alone = self.errors[[c.kernel == "none" and c.slope == min(self.slopes, key=abs) for c in self.candidates]]
+        alone = self.errors[
+            [c.kernel == "none" and c.slope == min(self.slopes, key=abs) and c.mean for c in self.candidates]
+        ]
         frame = pd.DataFrame(self.candidates)
         frame["error"] = self.errors / max(float(alone[0]), 1e-300)
         frame["weight"] = self.weights

@@ -194,13 +194,14 @@ class ShiftModel(ObservedShifts):
             )
             raise UnknownPerturbationError(message)
         situation, with_dose = "features" if has_features else "mean", treatment.dose is not None
-        head, contexts = self._feature_head(with_dose)
+        head, contexts = self._feature_head(with_dose, has_features)
         beyond = treatment.dose is not None and treatment.dose > self.largest_dose
         if context in contexts:
-            result = head.predict(*self._feature_rows([(treatment, context)], contexts, with_dose))
+            result = head.predict(*self._feature_rows([(treatment, context)], contexts, with_dose, has_features))
             return Shift(result.mean[0], result.variance[0], result.freedom, situation, beyond, result.ratios)
         # in the contexts that have seen perturbations, and from these to the one that has not
-        result = head.predict(*self._feature_rows([(treatment, c) for c in contexts], contexts, with_dose))
+        pairs = [(treatment, c) for c in contexts]
+        result = head.predict(*self._feature_rows(pairs, contexts, with_dose, has_features))
         shifts = {
             c: Shift(m, v, result.freedom, situation)
             for c, m, v in zip(contexts, result.mean, result.variance, strict=True)
@@ -209,7 +210,8 @@ class ShiftModel(ObservedShifts):
         variance = across.variance[0] + result.variance.mean(0)
         return Shift(across.mean[0], variance, result.freedom, situation, beyond)
 
-    def _feature_head(self, with_dose: bool) -> tuple[KernelRegression, list[str]]:
+    def _feature_head(self, with_dose: bool, described: bool) -> tuple[KernelRegression, list[str]]:
+        """Regression of shifts on features, or their mean alone: what nothing describes is like any other."""
         pairs, rows = [], []
         for i in np.flatnonzero(~self.design.is_control):
             t = self.design.treatments[i]
@@ -220,25 +222,28 @@ class ShiftModel(ObservedShifts):
             message = "No single perturbation was seen" + (" at a dose" if with_dose else "") + ", to learn from."
             raise UnknownPerturbationError(message)
         contexts = sorted({c for _, c in pairs})
-        key = ("features", with_dose)
+        key = ("features" if described else "mean", with_dose)
         if key not in self.heads:
-            inputs, basis = self._feature_rows(pairs, contexts, with_dose)
+            inputs, basis = self._feature_rows(pairs, contexts, with_dose, described)
             if len(rows) > MAX_ROWS:
                 some = np.sort(np.random.default_rng(0).choice(len(rows), MAX_ROWS, replace=False))
                 logger.info(f"{MAX_ROWS} of {len(rows)} populations teach the regression on features.")
                 pairs, rows = [pairs[i] for i in some], [rows[i] for i in some]
-                inputs, basis = self._feature_rows(pairs, contexts, with_dose)
+                inputs, basis = self._feature_rows(pairs, contexts, with_dose, described)
             groups = np.unique([t.parts[0] for t, _ in pairs], return_inverse=True)[1]
             variance = self.variance[rows].mean(1)
-            self.heads[key] = KernelRegression(inputs, self.shift[rows], groups, basis, sampling_variance=variance)
+            # the mean shift may say less about a new perturbation than no shift does
+            self.heads[key] = KernelRegression(
+                inputs, self.shift[rows], groups, basis, sampling_variance=variance, may_vanish=True
+            )
         return self.heads[key], contexts
 
     def _feature_rows(
-        self, pairs: Sequence[tuple[Treatment, str]], contexts: list[str], with_dose: bool
+        self, pairs: Sequence[tuple[Treatment, str]], contexts: list[str], with_dose: bool, described: bool
     ) -> tuple[dict[str, np.ndarray], np.ndarray]:
         """Inputs and means of pairs of a treatment and a context: features alone, and times the state of the context."""
         basis = np.array([[float(c == name) for name in contexts] for _, c in pairs])
-        if self.features is None or not self.features.index.isin(self.singles).any():
+        if not described or self.features is None:
             return {}, basis
         raw = self.features.to_numpy()
         known = self.features.index.isin(self.singles)
@@ -354,7 +359,7 @@ class ShiftModel(ObservedShifts):
             frame.insert(0, "head", str(key[0]))
             frame.insert(1, "n_groups", head.n_groups)
             frames.append(frame)
-        columns = ["head", "n_groups", "kernel", "noise", "slope", "error", "weight"]
+        columns = ["head", "n_groups", "kernel", "noise", "slope", "mean", "error", "weight"]
         return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=columns)
 
 
