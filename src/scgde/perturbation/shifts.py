@@ -57,6 +57,7 @@ class ShiftModel(ObservedShifts):
         self.heads: dict[tuple, KernelRegression] = {}
         self.parts_models: dict[str | None, PartsModel | None] = {}
         self.cache: dict[str, InteractionModel | None] = {}
+        self.warned_of: set[str] = set()
 
     # -------------------------------------------------------------------- entry
 
@@ -111,10 +112,11 @@ class ShiftModel(ObservedShifts):
             assert context is not None
             result = self._transfer(context, shifts, shared)
             return Shift(result.mean[0], result.variance[0], result.freedom, "transfer", extrapolated, result.ratios)
-        if len(shifts) == 1:
+        if len(shifts) == 1 and where[0] not in self.warned_of:  # once, and not for each of a thousand perturbations
+            self.warned_of.add(where[0])
             logger.warning(
                 f"{treatment.name(None)!r} was seen in one context only ({where[0]!r}), so that nothing tells how contexts differ: its "
-                "shift there is taken over as it is."
+                "shift there is taken over as it is. The same goes for others of which this is true."
             )
         result = self._across_contexts(shifts, z_control)
         return Shift(result.mean[0], result.variance[0], result.freedom, "context", extrapolated, result.ratios)
