@@ -495,3 +495,30 @@ class TestSecondLook:
         assert table.loc["scgde", "e_ratio"] == pytest.approx(
             table.loc["scgde", "e_distance"] / table.loc["control copy", "e_distance"]
         )
+
+
+def test_targets_among_the_genes_change_their_own_gene_first(screen, quick_model):
+    """Knock-downs of genes of the data: an unseen target's gene falls, and errors say what has no description."""
+    rng = np.random.default_rng(0)
+    adata = screen[screen.obs["perturbation"].isin(["control", *(f"p{i}" for i in range(6))])].copy()
+    genes = {f"p{i}": f"gene_{i}" for i in range(6)}
+    adata.obs["perturbation"] = adata.obs["perturbation"].astype(str).replace(genes)
+    x = adata.X.toarray()
+    for gene in genes.values():
+        rows, column = np.flatnonzero(adata.obs["perturbation"] == gene), adata.var_names.get_loc(gene)
+        x[rows, column] = rng.binomial(x[rows, column].astype(int), 0.2)
+    adata.X = type(adata.X)(x.astype(np.float32))
+    adata.obs["population"] = adata.obs["context"].astype(str) + "|" + adata.obs["perturbation"]
+    held = (adata.obs["perturbation"] == "gene_0").to_numpy()
+    model = quick_model(adata[~held].copy(), n_latent=5, n_embedding=24)
+    predictor = PerturbationPredictor(model, **KEYS).fit()
+    assert predictor.features.shape[0] == adata.n_vars
+    cells = predictor.predict("gene_0", "context_0", n_cells=None, seed=0)
+    control = model.adata[cells.obs["gde_source_cell"]]
+    share = [c[:, "gene_0"].X.sum() / c.X.sum() for c in (cells, control)]
+    assert 0.1 < share[0] / share[1] < 0.35
+    table = predictor.evaluate(adata[held].copy())
+    assert table.loc["target gene alone", "pearson_delta"] > 0.2
+    assert set(cells.obs["gde_situation"]) == {"features"}
+    with pytest.raises(KeyError, match="those of genes of the data, and it is none"):
+        predictor.predict("drug", "context_0")

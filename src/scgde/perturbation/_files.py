@@ -41,6 +41,7 @@ class FilesMixin:
     control: str
     sep: str | None
     features: pd.DataFrame | None
+    _own_features: bool
     _space: ExpressionSpace | None
     _targets: TargetEffects
 
@@ -79,6 +80,7 @@ class FilesMixin:
             "dose_key": self.dose_key,
             "control": self.control,
             "sep": self.sep,
+            "own_features": self._own_features,
             "design": design.to_dict(),
             "features": self.features,
             "space": self._space.to_dict(),
@@ -126,7 +128,11 @@ class FilesMixin:
         predictor._space = ExpressionSpace.from_dict(content["space"])
         predictor._targets = TargetEffects.from_dict(content["targets"])
         predictor._design = design = Design.from_dict(content["design"])  # type: ignore[attr-defined]
-        predictor._shifts = ShiftModel(design, predictor.features)  # type: ignore[attr-defined]
+        predictor._own_features = bool(content["own_features"])
+        default = not predictor._own_features and predictor.features is not None
+        predictor._shifts = ShiftModel(  # type: ignore[attr-defined]
+            design, predictor.features, default_features=default
+        )
         return predictor
 
     # ------------------------------------------------------------ other packages

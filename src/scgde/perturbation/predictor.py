@@ -175,7 +175,8 @@ class PerturbationPredictor(ControlsMixin, EvaluationMixin, FilesMixin):
             genes = set(self._gene_targets())
             if any(part in genes for t in self._design.treatments for part in t.parts):
                 self.features = gene_loadings(self.model, self._gene_targets())
-        self._shifts = ShiftModel(self._design, self.features)
+        default = not self._own_features and self.features is not None
+        self._shifts = ShiftModel(self._design, self.features, default_features=default)
         self._space = self._fit_space()
         self._targets = self._fit_targets()
         return self

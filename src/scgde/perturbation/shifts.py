@@ -49,11 +49,13 @@ class ShiftModel(ObservedShifts):
         Pairs of contexts and treatments with their embeddings.
     features
         One row for each perturbation that has any, or None.
+    default_features
+        Whether these are the loadings of genes, which errors say.
     """
 
-    def __init__(self, design: Design, features: pd.DataFrame | None) -> None:
+    def __init__(self, design: Design, features: pd.DataFrame | None, *, default_features: bool = False) -> None:
         super().__init__(design)
-        self.features = features
+        self.features, self.default_features = features, default_features
         self.heads: dict[tuple, KernelRegression] = {}
         self.parts_models: dict[str | None, PartsModel | None] = {}
         self.cache: dict[str, InteractionModel | None] = {}
@@ -188,11 +190,12 @@ class ShiftModel(ObservedShifts):
         taught = self.features is not None and bool(self.features.index.isin(self.singles).any())
         has_features = taught and self.features is not None and name in self.features.index
         if not has_features and unknown != "mean":
-            known = [] if self.features is None else list(self.features.index[:5])
+            reason = "" if self.features is None else f" (there are features for {list(self.features.index[:5])} ...)"
+            if self.default_features:
+                reason = ": by default they are those of genes of the data, and it is none"
             message = (
-                f"Perturbation {name!r} was never seen and has no features"
-                + (f" (there are features for {known} ...)" if known else "")
-                + ". Give features= a row for it, or pass unknown='mean' for the mean of the perturbations that were seen."
+                f"Perturbation {name!r} was never seen and has no features{reason}. Give features= a row for it, or pass unknown='mean' "
+                "for the mean of the perturbations that were seen."
             )
             raise UnknownPerturbationError(message)
         situation, with_dose = "features" if has_features else "mean", treatment.dose is not None
