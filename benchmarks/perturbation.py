@@ -2,7 +2,7 @@
 
 Parts: ``kang`` (a cell type's response from the others), ``donors`` (that of a donor's cell type), ``papalexi`` and ``tapseq`` (targets never seen,
 from co-expression), ``guides`` (a guide from the other guides of its target), ``norman`` (doubles from singles), ``cytof`` (a donor's
-response), ``combinations`` (simulated doubles), ``large`` (cost). Nothing of a held-out population is seen in training, by the
+response), ``combinations`` (simulated doubles), ``large`` (cost); ``calibration`` sums up the regions of all that were run. Nothing of a held-out population is seen in training, by the
 autoencoder neither. Rows of each part and seed are kept in ``results/perturbation``, and a seed that is there is not run again.
 """
 
@@ -228,17 +228,26 @@ def run(part: str, seed: int, arguments) -> pd.DataFrame:
 
 
 def summary(rows: pd.DataFrame, statistic: str) -> pd.DataFrame:
-    """Metrics of each method over held-out populations: within seeds by ``statistic``, then the mean over seeds."""
+    """Metrics of each method over held-out populations: within seeds by ``statistic``, then the mean over seeds.
+
+    A prediction of no change explains nothing: its correlation counts as zero. Ratios of E-distances are those of the means where means are
+    shown, since a population without an effect makes its own ratio anything.
+    """
     present = [m for m in METRICS if m in rows]
+    rows = rows.copy()
+    for column in ("pearson_delta", "pearson_delta_top", "r2_pearson"):
+        rows[column] = rows[column].fillna(0.0)
     by_seed = rows.groupby(["method", "seed"], sort=False)[present].agg(statistic)
+    if statistic == "mean":
+        for name in ("", "_top"):
+            top = rows.groupby(["method", "seed"], sort=False)[f"e_distance{name}"].mean()
+            by_seed[f"e_ratio{name}"] = top / top.loc["control copy"].reindex(top.index, level="seed")
     table = by_seed.groupby("method", sort=False).mean()
     spread = by_seed["e_ratio"].groupby("method", sort=False).agg(["min", "max"])
     table.insert(2, "e_ratio_min", spread["min"])
     table.insert(3, "e_ratio_max", spread["max"])
-    # a median of yes and no says nothing
-    for column in ("in_region",):
-        if column in rows:
-            table[column] = rows.groupby("method", sort=False)[column].mean()
+    if "in_region" in rows:  # a median of yes and no says nothing
+        table["in_region"] = rows.groupby("method", sort=False)["in_region"].mean()
     return table.reset_index()
 
 
@@ -253,8 +262,27 @@ def against_rows(rows: pd.DataFrame) -> dict[str, Any]:
     return facts
 
 
+def calibration(arguments) -> None:
+    """Share of held-out embeddings inside their 90 % region, from the rows of all parts that have been run."""
+    frames = []
+    for path in sorted(ROWS.glob("*.json")):
+        rows = pd.read_json(path, orient="records")
+        own = rows[(rows["method"] == "scgde") & rows["in_region"].notna()]
+        frames.append(own.assign(part=path.stem.rsplit("_", 1)[0]))
+    joined = pd.concat(frames)
+    table = joined.groupby("part").agg(
+        populations=("in_region", "size"), in_region=("in_region", "mean"), median_level=("region_level", "median")
+    )
+    table.loc["all"] = [len(joined), joined["in_region"].mean(), joined["region_level"].median()]
+    table.loc["mean of parts"] = [np.nan, *table.iloc[:-1][["in_region", "median_level"]].mean()]
+    report("perturbation_calibration", table.reset_index(), arguments)
+
+
 def main() -> None:
     arguments = options(__doc__, part="kang", fresh=0, **{"first-seed": 0})
+    if arguments.part == "calibration":
+        calibration(arguments)
+        return
     for part in PARTS if arguments.part == "all" else arguments.part.split(","):
         rows = pd.concat([run(part, seed, arguments) for seed in seeds(arguments)], ignore_index=True)
         facts: dict[str, Any] = {

@@ -197,6 +197,10 @@ TITLES = {
         "A large simulated screen",
         "1,000 perturbations in two contexts, half of each missing from one; means over 20 of the missing pairs. `perturbation.py --part large`",
     ),
+    "perturbation_calibration": (
+        "Regions of predicted embeddings",
+        "Share of held-out embeddings inside the 90 % region of their prediction, by part. `perturbation.py --part calibration`",
+    ),
     "cell_phase": (
         "Passes over the cells",
         "Evidence bound of held-out cells (lower is better) by passes in training; `limit` is the package's own choice, and `run` what "
