@@ -14,6 +14,19 @@ from scgde.uncertainty import adjust_p_values
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
+__all__ = [
+    "differential_genes",
+    "differential_overlap",
+    "discrimination_score",
+    "energy_distance",
+    "log_normalise",
+    "mmd",
+    "mse_delta",
+    "pearson_delta",
+    "r2_delta",
+    "wasserstein",
+]
+
 MAX_CELLS = 2000
 """Cells of each side of a distance between samples; more are thinned evenly."""
 
