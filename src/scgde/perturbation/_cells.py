@@ -19,6 +19,8 @@ from scgde.paths import transport_cells
 from scgde.perturbation.decoding import move_counts
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from scgde import GDEModel
     from scgde.module import GDEModule
 
@@ -154,3 +156,17 @@ def move_latents(module: GDEModule, u: np.ndarray, z_source: np.ndarray, z_targe
         mean, root = (values.double().cpu().numpy() for values in module.skeleton(z))
     slope, offset = ot.gaussian_map(mean[0], root[0] @ root[0], mean[1], root[1] @ root[1])
     return (u @ slope.T + offset).astype(np.float32)
+
+
+def joined(blocks: Sequence[AnnData]) -> AnnData:
+    """Blocks of cells one below the other, with names that do not repeat."""
+    import anndata as ad
+
+    starts = np.cumsum([0, *(block.n_obs for block in blocks)])
+    for start, block in zip(starts[:-1], blocks, strict=True):
+        block.obs_names = [f"{OWN_PREFIX}{start + i}" for i in range(block.n_obs)]
+    cells = blocks[0] if len(blocks) == 1 else ad.concat(blocks, merge="same")
+    for column in cells.obs:
+        if cells.obs[column].dtype == object:
+            cells.obs[column] = cells.obs[column].astype("category")
+    return cells

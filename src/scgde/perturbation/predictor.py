@@ -14,7 +14,7 @@ from scgde._constants import OWN_PREFIX
 from scgde._model_decoding import check_count
 from scgde.data.populations import as_label
 from scgde.inference import coordinate_names
-from scgde.perturbation._cells import CellMover
+from scgde.perturbation._cells import CellMover, joined
 from scgde.perturbation._controls import ControlsMixin
 from scgde.perturbation._evaluation import EvaluationMixin
 from scgde.perturbation._files import FilesMixin
@@ -24,8 +24,6 @@ from scgde.perturbation.shifts import ShiftModel
 from scgde.perturbation.targets import TargetEffects
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from scgde import GDEModel
     from scgde.perturbation._cells import ControlCells
     from scgde.perturbation.observed import Shift
@@ -354,7 +352,7 @@ class PerturbationPredictor(ControlsMixin, EvaluationMixin, FilesMixin):
             )
             self._name(cells, treatment, shift, controls, method)
             blocks.append(cells)
-        return _joined(blocks)
+        return joined(blocks)
 
     def _predicted(
         self, perturbation: Any, dose: Any, controls: ControlCells, unknown: str
@@ -395,17 +393,3 @@ class PerturbationPredictor(ControlsMixin, EvaluationMixin, FilesMixin):
         obs[f"{OWN_PREFIX}method"] = pd.Categorical([method] * len(obs))
         obs[f"{OWN_PREFIX}situation"] = pd.Categorical([shift.situation] * len(obs))
         obs[f"{OWN_PREFIX}extrapolated"] = shift.extrapolated
-
-
-def _joined(blocks: Sequence[AnnData]) -> AnnData:
-    """Blocks of cells one below the other, with names that do not repeat."""
-    import anndata as ad
-
-    starts = np.cumsum([0, *(block.n_obs for block in blocks)])
-    for start, block in zip(starts[:-1], blocks, strict=True):
-        block.obs_names = [f"{OWN_PREFIX}{start + i}" for i in range(block.n_obs)]
-    cells = blocks[0] if len(blocks) == 1 else ad.concat(blocks, merge="same")
-    for column in cells.obs:
-        if cells.obs[column].dtype == object:
-            cells.obs[column] = cells.obs[column].astype("category")
-    return cells
