@@ -20,6 +20,7 @@ RUNS = (
     ("peers",),
     ("two_sample",),
     ("perturbation", "--part", "all"),
+    ("perturbation", "--part", "calibration"),
     ("retrieval",),
     ("generation", "--n-latent", "10", "--sets", "tapseq,norman", "--name", "generation_latent10"),
     ("retrieval", "--peers", "0", "--n-latent", "10", "--sets", "papalexi,tapseq", "--name", "retrieval_latent10"),

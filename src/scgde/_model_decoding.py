@@ -126,10 +126,14 @@ class DecodingMixin:
         """
         x = generate_rows(self.module, u, context, generator)
         obs = self._generated_obs(labels, parts, codes, context)
+        if self.module.observation.is_count:
+            obs[f"{OWN_PREFIX}library_size"] = context.library
+        return self._rows_adata(x, obs, context)
+
+    def _rows_adata(self, x: np.ndarray, obs: pd.DataFrame, context: RowContexts) -> AnnData:
+        """AnnData of rows ``(cells, n_vars)`` where the model looks for them, with the size factors they were decoded under."""
         is_count = self.module.observation.is_count
         args = self.registry_["setup_args"]
-        if is_count:
-            obs[f"{OWN_PREFIX}library_size"] = context.library
         if args["size_factor_key"] is not None:
             obs[args["size_factor_key"]] = context.library / float(self.module.observation.size_factor_gain)
         names = pd.Index(np.asarray(self._variables(), dtype=object).astype(str))

@@ -282,9 +282,9 @@ class EmbeddingMixin:
         population.uns["gde"] = {"params": self._parameters()}
         return population
 
-    def _embed_cells(self, adata: AnnData, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Embedding of given cells as one population and its squared standard errors, each ``(n_embedding,)``."""
-        u, _ = encode_cells(self.module, self._table(adata), rows)
+    def _embed_rows(self, table: CellTable, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Embedding of cells of a table as one population and its squared standard errors, each ``(n_embedding,)``."""
+        u, _ = encode_cells(self.module, table, rows)
         self.module.eval()
         embedding = embed(self.module.set_encoder, u, np.zeros(len(rows), dtype=np.int64), ["cells"], None)
         return embedding.z[0].astype(np.float64), np.square(embedding.standard_error[0].astype(np.float64))

@@ -6,7 +6,9 @@ from scipy.stats import kstest
 
 from scgde.perturbation.calibration import region_level
 from scgde.perturbation.combinations import PartsModel
+from scgde.perturbation.design import Design, Treatment
 from scgde.perturbation.regression import FLAT, KernelRegression
+from scgde.perturbation.shifts import ShiftModel
 
 
 def brute_force(model, name, noise, slope, groups):
@@ -146,16 +148,33 @@ class TestParts:
         model = PartsModel(parts[:10], y[:10], np.full((10, 6), 1e-8))
         assert np.allclose(model.predict(("p1", "p2")).mean, y[1] + y[2], atol=1e-3)
 
-    def test_predictions_of_seen_combinations_leave_them_out(self):
-        parts, y, _ = self.simulate(common=0.0)
-        changed = y.copy()
-        changed[-1] += 100
-        before, after = (PartsModel(parts, v, np.full_like(v, 4e-4)) for v in (y, changed))
-        # the last combination says nothing about its own prediction; weights of candidates do change
-        before.weights = after.weights = np.eye(len(before.options))[2]
-        left = [
-            m.shifts[m.combined[-1]]
-            - (m.precisions[2] @ m.shifts)[m.combined[-1]] / m.precisions[2][m.combined[-1], m.combined[-1]]
-            for m in (before, after)
-        ]
-        assert np.allclose(*left, atol=1e-2)
+    def test_predictions_of_seen_combinations_leave_them_out(self, monkeypatch):
+        monkeypatch.setattr("scgde.perturbation.combinations.PART_NOISE", (0.1,))
+        parts, y, _ = self.simulate(common=0.5)
+        variance = np.full_like(y, 4e-4)
+        model = PartsModel(parts, y, variance)
+        left, rest = model.combined[-1], np.arange(len(parts) - 1)
+        expected = 0.0
+        for weight, (noise, common) in zip(model.weights, model.options, strict=True):
+            gram = model.x @ model.x.T + FLAT * common
+            cov = gram + np.eye(len(y)) * (noise + 1e-6 + 4e-4 / (np.square(y).mean() - 4e-4))
+            expected = expected + weight * gram[left, rest] @ np.linalg.solve(cov[np.ix_(rest, rest)], y[rest])
+        assert np.allclose(model.predicted[-1], expected, atol=1e-6)
+
+
+def test_shifts_that_were_seen_lose_what_only_noise_tells():
+    rng = np.random.default_rng(6)
+    n = 20
+    z = np.zeros((n + 1, 3))
+    z[1:, 0] = rng.normal(0, 5, n)
+    z[1:, 1] = 2 + 0.3 * rng.normal(size=n)  # all alike, but for the sampling of cells
+    treatments = [Treatment(("ctrl",)), *(Treatment((f"p{i}",)) for i in range(n))]
+    design = Design(["c"] * (n + 1), treatments, z, np.full((n + 1, 3), 0.09), np.full(n + 1, 50), "ctrl")
+    model = ShiftModel(design, None)
+    seen = model.predict(Treatment(("p3",)), "c", z[0])
+    # posterior mean of two normal levels; the sampling variance of a shift is that of both populations
+    centre, between = z[1:, 0].mean(), z[1:, 0].var(ddof=1) - 0.18
+    assert seen.mean[0] == pytest.approx(centre + between / (between + 0.18) * (z[4, 0] - centre))
+    assert abs(seen.mean[1] - z[1:, 1].mean()) < 0.35 * abs(z[4, 1] - z[1:, 1].mean())
+    few = ShiftModel(Design(["c"] * 5, treatments[:5], z[:5], np.full((5, 3), 0.09), np.full(5, 50), "ctrl"), None)
+    assert np.allclose(few.predict(Treatment(("p3",)), "c", z[0]).mean, z[4])

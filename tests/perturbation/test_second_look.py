@@ -18,7 +18,9 @@ class TestSecondLook:
         other = screen[screen.obs["context"] == "context_1"].copy()
         shift = predictor._shifts.shift[predictor._shifts.rows["p0",]["context_0"][None]]
         z = predictor.predict_embedding("p0", "context_1", adata=other)
-        control, _ = predictor.model._embed_cells(other, np.flatnonzero(other.obs["perturbation"] == "control"))
+        control, _ = predictor.model._embed_rows(
+            predictor.model._table(other), np.flatnonzero(other.obs["perturbation"] == "control")
+        )
         assert np.allclose(z.to_numpy()[0] - control, shift, atol=0.02 * np.abs(shift).max())
         assert "one context only" in scgde_log.text
         error = np.array(z.attrs["standard_error"])

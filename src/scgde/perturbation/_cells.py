@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-import scipy.sparse as sp
 import torch
 from anndata import AnnData
 
@@ -131,16 +130,7 @@ class CellMover:
             names = np.array(model._mapping("batch", args["batch_key"]), dtype=object)
             obs[args["batch_key"]] = pd.Categorical(names[context.batch])
         obs[f"{OWN_PREFIX}source_cell"] = np.asarray(source.index, dtype=object)
-        is_count = model.module.observation.is_count
-        if args["size_factor_key"] is not None:
-            obs[args["size_factor_key"]] = context.library / float(model.module.observation.size_factor_gain)
-        names = pd.Index(np.asarray(model._variables(), dtype=object).astype(str))
-        cells = AnnData(X=sp.csr_matrix(x) if is_count else x, obs=obs, var=pd.DataFrame(index=names))
-        if args["layer"] is not None:
-            cells.layers[args["layer"]] = cells.X.copy()
-        if args["obsm_key"] is not None:
-            cells.obsm[args["obsm_key"]] = x.copy()
-        return cells
+        return model._rows_adata(x, obs, context)
 
 
 def move_latents(module: GDEModule, u: np.ndarray, z_source: np.ndarray, z_target: np.ndarray) -> np.ndarray:

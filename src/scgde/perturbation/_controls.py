@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from anndata import AnnData
 
 from scgde._model_embedding import fingerprint
 from scgde.data.populations import as_label
+from scgde.perturbation._base import PredictorBase
 from scgde.perturbation._cells import ControlCells
-from scgde.perturbation.design import ONE_CONTEXT, Design, describe
-
-if TYPE_CHECKING:
-    from scgde import GDEModel
-    from scgde.perturbation.shifts import ShiftModel
-
+from scgde.perturbation.design import ONE_CONTEXT, describe
 
 MIN_CONTROLS = 2
 """Control cells that a spread can be told from."""
@@ -25,18 +21,8 @@ class NoControlCellsError(ValueError):
     """An AnnData without control cells of a context."""
 
 
-class ControlsMixin:
+class ControlsMixin(PredictorBase):
     """Control cells of contexts: the model's own, or a user's."""
-
-    model: GDEModel
-    perturbation_key: str
-    context_key: str | None
-    control: str
-    sep: str | None
-
-    if TYPE_CHECKING:
-
-        def _fitted(self) -> tuple[Design, ShiftModel]: ...
 
     def _controls(self, context: Any, adata: AnnData | None, *, cells: bool = True) -> ControlCells:
         """Control cells to start from: the model's own of a context, or a user's."""
@@ -52,7 +38,7 @@ class ControlsMixin:
                 )
                 raise NoControlCellsError(f"{message}; at least {MIN_CONTROLS} are needed.")
             adata = self._with_population_columns(adata, name)
-            z, variance = self.model._embed_cells(adata, rows)
+            z, variance = self.model._embed_rows(self.model._table(adata), rows)
             return ControlCells(name, z, variance, adata, rows)
         name = self._only_context() if name is None else name
         if name is None:

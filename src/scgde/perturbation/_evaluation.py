@@ -15,27 +15,22 @@ from scgde.generation import RowContexts, expected_library, generate_rows
 from scgde.inference import encode_cells
 from scgde.perturbation import metrics
 from scgde.perturbation._cells import CellMover
-from scgde.perturbation._controls import NoControlCellsError
+from scgde.perturbation._controls import ControlsMixin, NoControlCellsError
 from scgde.perturbation.baselines import PASTED, BaselineData, forecasts
 from scgde.perturbation.calibration import region_level
-from scgde.perturbation.design import Design, Treatment, describe
+from scgde.perturbation.design import MIN_CELLS, Treatment, describe
 from scgde.perturbation.space import ExpressionSpace
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
-    from scgde import GDEModel
     from scgde.perturbation._cells import ControlCells
     from scgde.perturbation.observed import Shift
-    from scgde.perturbation.shifts import ShiftModel
-    from scgde.perturbation.targets import TargetEffects
 
 logger = logging.getLogger(__name__)
 
 METHOD = "scgde"
 CEILING = "ceiling (second draw)"
-MIN_CELLS = 5
-
 MAX_CONTROLS = 3000
 """Control cells of a context that take part, drawn at random."""
 
@@ -46,24 +41,8 @@ N_TOP = 100
 """Genes with the largest real change that metrics with the suffix ``_top`` look at."""
 
 
-class EvaluationMixin:
+class EvaluationMixin(ControlsMixin):
     """Everything that needs real perturbed cells."""
-
-    model: GDEModel
-    perturbation_key: str
-    context_key: str | None
-    dose_key: str | None
-    control: str
-    sep: str | None
-    features: pd.DataFrame | None
-    _space: ExpressionSpace | None
-    _targets: TargetEffects
-
-    if TYPE_CHECKING:
-
-        def _fitted(self) -> tuple[Design, ShiftModel]: ...
-        def _controls(self, context: Any, adata: AnnData | None, *, cells: bool = True) -> ControlCells: ...
-        def _used_cells(self) -> np.ndarray: ...
 
     def evaluate(
         self,
@@ -122,8 +101,9 @@ class EvaluationMixin:
         KeyError
             If a context has no control cells.
         """
-        self._fitted()
+        shifts = self._fitted()[1]
         groups = self._truth_groups(adata_truth)
+        truth = self.model._table(adata_truth)
         self._refuse_training_cells(adata_truth, groups)
         data = self._baseline_data()
         rng = np.random.default_rng(seed)
@@ -140,8 +120,8 @@ class EvaluationMixin:
                 mover = CellMover(self.model, controls, seed=seed)
                 last = context, mover, self._space.normalise(mover.x)
             _, mover, control = last
-            real = self._space.normalise(self.model._table(adata_truth).rows(cells))
-            shift = self._fitted()[1].predict(treatment, context, mover.controls.z, unknown)
+            real = self._space.normalise(truth.rows(cells))
+            shift = shifts.predict(treatment, context, mover.controls.z, unknown)
             predicted = self._predicted_cells(mover, control, treatment, context, shift, data, rng)
             scored = self._score(predicted, control, real, rng)
             for method, (scores, change) in scored.items():
@@ -155,7 +135,7 @@ class EvaluationMixin:
                     **scores,
                 }
                 if method == METHOD:
-                    z, variance = self.model._embed_cells(adata_truth, cells)
+                    z, variance = self.model._embed_rows(truth, cells)
                     level = region_level(
                         z - mover.controls.z - shift.mean,
                         shift.variance + mover.controls.variance,

@@ -14,6 +14,7 @@ from anndata import AnnData
 from scgde._constants import OWN_PREFIX
 from scgde.data.populations import as_label
 from scgde.inference import coordinate_names
+from scgde.perturbation._controls import ControlsMixin
 from scgde.perturbation.design import Design, Treatment
 from scgde.perturbation.shifts import ShiftModel
 from scgde.perturbation.space import ExpressionSpace
@@ -31,24 +32,8 @@ MAX_TOTAL = 1_000_000
 """Largest total count of a cell that the Virtual Cell Challenge accepts."""
 
 
-class FilesMixin:
+class FilesMixin(ControlsMixin):
     """Saving, loading and writers."""
-
-    model: GDEModel
-    perturbation_key: str
-    context_key: str | None
-    dose_key: str | None
-    control: str
-    sep: str | None
-    features: pd.DataFrame | None
-    _own_features: bool
-    _space: ExpressionSpace | None
-    _targets: TargetEffects
-
-    if TYPE_CHECKING:
-
-        def _fitted(self) -> tuple[Design, ShiftModel]: ...
-        def _controls(self, context: Any, adata: AnnData | None, *, cells: bool = True) -> Any: ...
 
     def save(self, path: str, overwrite: bool = False) -> None:
         """Save the predictor to a folder; the model is saved by itself (:meth:`scgde.GDEModel.save`).
@@ -127,12 +112,10 @@ class FilesMixin:
         predictor.features = content["features"]
         predictor._space = ExpressionSpace.from_dict(content["space"])
         predictor._targets = TargetEffects.from_dict(content["targets"])
-        predictor._design = design = Design.from_dict(content["design"])  # type: ignore[attr-defined]
+        predictor._design = design = Design.from_dict(content["design"])
         predictor._own_features = bool(content["own_features"])
         default = not predictor._own_features and predictor.features is not None
-        predictor._shifts = ShiftModel(  # type: ignore[attr-defined]
-            design, predictor.features, default_features=default
-        )
+        predictor._shifts = ShiftModel(design, predictor.features, default_features=default)
         return predictor
 
     # ------------------------------------------------------------ other packages

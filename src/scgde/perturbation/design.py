@@ -13,6 +13,9 @@ from scgde.data.populations import as_label, column_labels
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+MIN_CELLS = 5
+"""Fewest cells of a population that teaches anything, or that a prediction is compared with."""
+
 ONE_CONTEXT = "all"
 """Name of the only context where no ``context_key`` is given."""
 

@@ -9,6 +9,7 @@ from scipy.spatial.distance import cdist, pdist
 from scipy.stats import pearsonr, ranksums
 
 from scgde import ot
+from scgde.components import log_normalised
 from scgde.uncertainty import adjust_p_values
 
 if TYPE_CHECKING:
@@ -37,8 +38,7 @@ TARGET = 10_000.0
 def log_normalise(counts: ArrayLike, target: float = TARGET) -> np.ndarray:
     """log(1 + counts scaled to a common total), ``(cells, genes)`` in double precision; cells without counts stay zero."""
     x = counts.toarray() if hasattr(counts, "toarray") else np.asarray(counts)
-    x = x.astype(np.float64)
-    return np.log1p(x * (target / np.maximum(x.sum(1, keepdims=True), 1.0)))
+    return log_normalised(x.astype(np.float64), target)
 
 
 def energy_distance(x: ArrayLike, y: ArrayLike, *, unbiased: bool = True) -> float:

@@ -15,10 +15,9 @@ from scgde._model_decoding import check_count
 from scgde.data.populations import as_label
 from scgde.inference import coordinate_names
 from scgde.perturbation._cells import CellMover, joined
-from scgde.perturbation._controls import ControlsMixin
 from scgde.perturbation._evaluation import EvaluationMixin
 from scgde.perturbation._files import FilesMixin
-from scgde.perturbation.design import Design, Treatment, as_treatments, check_features, describe
+from scgde.perturbation.design import MIN_CELLS, Design, Treatment, as_treatments, check_features, describe
 from scgde.perturbation.features import gene_loadings
 from scgde.perturbation.shifts import ShiftModel
 from scgde.perturbation.targets import TargetEffects
@@ -31,11 +30,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-MIN_CELLS = 5
-"""Fewest cells of a population that takes part in fitting."""
 
-
-class PerturbationPredictor(ControlsMixin, EvaluationMixin, FilesMixin):
+class PerturbationPredictor(EvaluationMixin, FilesMixin):
     r"""Predict populations of perturbed cells: in contexts, of perturbations and for combinations that were never seen.
 
     Works on a trained :class:`scgde.GDEModel` whose populations are contexts times perturbations. A perturbation is a shift from the
@@ -232,12 +228,6 @@ class PerturbationPredictor(ControlsMixin, EvaluationMixin, FilesMixin):
         """Perturbations and combinations that were seen."""
         shifts = self._fitted()[1]
         return [*shifts.singles, *(shifts.label_of(parts, self.sep) for parts in shifts.combinations)]
-
-    def _fitted(self) -> tuple[Design, ShiftModel]:
-        if self._design is None or self._shifts is None:
-            message = "The predictor is not fitted; call fit() first."
-            raise RuntimeError(message)
-        return self._design, self._shifts
 
     # ------------------------------------------------------------------ predict
 

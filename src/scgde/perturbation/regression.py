@@ -16,7 +16,7 @@ NOISE = (0.03, 0.1, 0.3, 1.0)
 """Variance that inputs do not explain over the variance that they do, of the candidates."""
 
 LENGTHS = (0.7, 1.5, 3.0)
-"""Length scales of the radial kernels, in units of the root mean square distance between inputs."""
+"""Length scales of the radial kernels, in units of the root mean square distance of inputs from their mean."""
 
 FLAT = 1e4
 """Prior variance of a mean, in units of the variance between rows: large enough to leave a mean as the rows have it."""

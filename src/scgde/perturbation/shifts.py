@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -58,7 +59,6 @@ class ShiftModel(ObservedShifts):
         self.features, self.default_features = features, default_features
         self.heads: dict[tuple, KernelRegression] = {}
         self.parts_models: dict[str | None, PartsModel | None] = {}
-        self.cache: dict[str, InteractionModel | None] = {}
         self.warned_of: set[str] = set()
 
     # -------------------------------------------------------------------- entry
@@ -284,7 +284,7 @@ class ShiftModel(ObservedShifts):
             common = np.zeros(single.shape[1]) if model is None else (len(parts) - 1) * model.common
             variance = np.sum([p.variance for p in parts], axis=0)
             total = Prediction(single.sum(0) - common, variance, min(p.freedom for p in parts), np.empty(0))
-        interaction = self._interaction_model()
+        interaction = self._interaction_model
         beyond = any(p.extrapolated for p in parts)
         if interaction is None:  # they may be as large as the lesser part
             return Shift(total.mean, total.variance + np.square(single).min(0), total.freedom, "combination", beyond)
@@ -311,10 +311,9 @@ class ShiftModel(ObservedShifts):
             self.parts_models[context] = PartsModel(parts, self.shift[rows], self.variance[rows]) if rows else None
         return self.parts_models[context]
 
+    @cached_property
     def _interaction_model(self) -> InteractionModel | None:
         """Learned from all combinations, of any context, whose parts were seen alone in the same context and dose."""
-        if "interaction" in self.cache:
-            return self.cache["interaction"]
         rows, names, single, expected = [], [], [], []
         for parts in self.combinations:
             for context, by_dose in self.rows[parts].items():
@@ -332,20 +331,19 @@ class ShiftModel(ObservedShifts):
                         expected.append(model.predicted[place])
                     else:
                         expected.append(np.sum(shifts, axis=0))
-        result = None
-        if len(rows) >= MIN_COMBINATIONS:
-            alone = [i for p in self.singles for c in self.rows[p,].values() for i in c.values()]
-            result = InteractionModel(
-                names,
-                single,
-                np.stack(expected),
-                self.shift[rows],
-                self.variance[rows].mean(1),
-                leading_axes(self.shift[alone]),
-                self.features,
-            )
-            self.heads["combination",] = result.head
-        self.cache["interaction"] = result
+        if len(rows) < MIN_COMBINATIONS:
+            return None
+        alone = [i for p in self.singles for c in self.rows[p,].values() for i in c.values()]
+        result = InteractionModel(
+            names,
+            single,
+            np.stack(expected),
+            self.shift[rows],
+            self.variance[rows].mean(1),
+            leading_axes(self.shift[alone]),
+            self.features,
+        )
+        self.heads["combination",] = result.head
         return result
 
     def _single_row(self, part: str, context: str, dose: float | None) -> int | None:
