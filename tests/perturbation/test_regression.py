@@ -169,12 +169,16 @@ def test_shifts_that_were_seen_lose_what_only_noise_tells():
     z[1:, 0] = rng.normal(0, 5, n)
     z[1:, 1] = 2 + 0.3 * rng.normal(size=n)  # all alike, but for the sampling of cells
     treatments = [Treatment(("ctrl",)), *(Treatment((f"p{i}",)) for i in range(n))]
-    design = Design(["c"] * (n + 1), treatments, z, np.full((n + 1, 3), 0.09), np.full(n + 1, 50), "ctrl")
-    model = ShiftModel(design, None)
+
+    def design_of(k):
+        zeros = np.zeros((k, 3))
+        return Design(["c"] * k, treatments[:k], z[:k], zeros + 0.09, np.full(k, 50), "ctrl", zeros, np.full(k, np.inf))
+
+    model = ShiftModel(design_of(n + 1), None)
     seen = model.predict(Treatment(("p3",)), "c", z[0])
     # posterior mean of two normal levels; the sampling variance of a shift is that of both populations
     centre, between = z[1:, 0].mean(), z[1:, 0].var(ddof=1) - 0.18
     assert seen.mean[0] == pytest.approx(centre + between / (between + 0.18) * (z[4, 0] - centre))
     assert abs(seen.mean[1] - z[1:, 1].mean()) < 0.35 * abs(z[4, 1] - z[1:, 1].mean())
-    few = ShiftModel(Design(["c"] * 5, treatments[:5], z[:5], np.full((5, 3), 0.09), np.full(5, 50), "ctrl"), None)
+    few = ShiftModel(design_of(5), None)
     assert np.allclose(few.predict(Treatment(("p3",)), "c", z[0]).mean, z[4])

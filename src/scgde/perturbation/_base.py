@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
 
     from scgde import GDEModel
@@ -29,6 +30,7 @@ class PredictorBase:
     _shifts: ShiftModel | None
     _space: ExpressionSpace | None
     _targets: TargetEffects
+    _cells_by_row: list[np.ndarray] | None = None
 
     def _fitted(self) -> tuple[Design, ShiftModel]:
         if self._design is None or self._shifts is None:

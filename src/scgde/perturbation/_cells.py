@@ -1,4 +1,4 @@
-"""From predicted embeddings to cells: control cells moved, or cells generated."""
+"""From predicted embeddings to cells: real cells moved, or cells generated."""
 
 from __future__ import annotations
 
@@ -24,14 +24,18 @@ if TYPE_CHECKING:
     from scgde.module import GDEModule
 
 
+SEEN_SHARE = 0.75
+"""Share of the cells of a pair that was seen which start from its own cells."""
+
+
 @dataclass(frozen=True)
-class ControlCells:
-    """Control cells of a context and their embedding.
+class SourceCells:
+    """Cells of one population that are to be moved (the controls of a context; a replicate of what was seen) and their embedding.
 
     Attributes
     ----------
     context
-        Its name; None if it has none.
+        Name of the context; None if it has none.
     z, variance
         Embedding and squared standard errors, ``(n_embedding,)``.
     adata, rows
@@ -46,29 +50,39 @@ class ControlCells:
 
 
 class CellMover:
-    """Turns embeddings of one context into cells, with the same control cells for all of them.
+    """Turns embeddings of one context into cells, with the same source cells for all of them.
 
     Parameters
     ----------
     model
         Trained model.
-    controls
-        Control cells.
+    source
+        Control cells, or those of a replicate.
     batch
         Batch to decode under; each cell's own by default.
     seed
         Seed of all draws.
+    start
+        What the source is, for ``obs["gde_start"]``.
     """
 
-    def __init__(self, model: GDEModel, controls: ControlCells, *, batch: Any = None, seed: int | None = None) -> None:
-        self.model, self.controls, self.batch = model, controls, batch
+    def __init__(
+        self,
+        model: GDEModel,
+        source: SourceCells,
+        *,
+        batch: Any = None,
+        seed: int | None = None,
+        start: str = "control",
+    ) -> None:
+        self.model, self.source, self.batch, self.start = model, source, batch, start
         self.rng, self.generator = model._randomness(seed)
-        if controls.adata is None:
+        if source.adata is None:
             return
         module = model.module
-        table = model._table(controls.adata)
+        table = model._table(source.adata)
         self.table = table
-        rows = controls.rows
+        rows = source.rows
         self.x = table.rows(rows)
         mean, sd = encode_cells(module, table, rows)
         self.mean, self.sd = mean.numpy(), sd.numpy()
@@ -82,55 +96,107 @@ class CellMover:
         self.after = self.before._replace(batch=asked)
 
     def latents(self, rows: np.ndarray) -> np.ndarray:
-        """Draws from the posterior of control cells, ``(cells, n_latent)``: generators know draws, and means spread less."""
+        """Draws from the posterior of source cells, ``(cells, n_latent)``: generators know draws, and means spread less."""
         noise = self.rng.standard_normal((len(rows), self.mean.shape[1]), dtype=np.float32)
         return self.mean[rows] + self.sd[rows] * noise
 
     def choose(self, n_cells: int | None) -> np.ndarray:
-        """Control cells to move: in random order, all of them before one comes again."""
-        n = len(self.controls.rows)
-        if n_cells is None:
-            return np.arange(n)
-        rounds = [self.rng.permutation(n) for _ in range(-(-n_cells // n))]
-        return np.concatenate(rounds)[:n_cells]
+        """Source cells to move: in random order, all of them before one comes again."""
+        n = len(self.source.rows)
+        return np.arange(n) if n_cells is None else in_rounds(n, n_cells, self.rng)
 
     def move(self, target: np.ndarray, chosen: np.ndarray, effects: dict[int, float] | None = None) -> AnnData:
-        """Move the control cells ``chosen`` to a population with the embedding ``target`` ``(n_embedding,)``, target genes by known ``effects``."""
+        """Move the source cells ``chosen`` to a population with the embedding ``target`` ``(n_embedding,)``, target genes by known ``effects``."""
         module = self.model.module
         u = self.latents(chosen)
-        moved = move_latents(module, u, self.controls.z, target)
+        moved = move_latents(module, u, self.source.z, target)
         before, after = (RowContexts(*(values[chosen] for values in c)) for c in (self.before, self.after))
         if module.observation.is_count:
             x = move_counts(module, self.x[chosen], u, moved, before, after, self.generator, effects)
         else:
             # rows of a continuous model are their latents
             x = generate_rows(module, moved, after, self.generator)
-        source = self.table.obs.iloc[self.controls.rows[chosen]]
-        return self._adata(x, source, after)
+        origin = self.table.obs.iloc[self.source.rows[chosen]]
+        return self._adata(x, origin, after)
 
     def generate(self, target: np.ndarray, n_cells: int | None) -> AnnData:
         """Generate cells of a population with the embedding ``target``, at the depths of the nearest training population."""
         frame = pd.DataFrame(target[None], index=["predicted"], columns=coordinate_names(len(target)))
-        count = len(self.controls.rows) if n_cells is None else n_cells
+        count = len(self.source.rows) if n_cells is None else n_cells
         seed = int(self.rng.integers(2**31))
         cells = self.model.sample(frame.astype(np.float32), count, batch=self.batch, seed=seed)
         cells.obs.index = [f"{OWN_PREFIX}{i}" for i in range(cells.n_obs)]
         return cells
 
-    def _adata(self, x: np.ndarray, source: pd.DataFrame, context: RowContexts) -> AnnData:
+    def _adata(self, x: np.ndarray, origin: pd.DataFrame, context: RowContexts) -> AnnData:
         model, args = self.model, self.model.registry_["setup_args"]
         keys = [*model._population_keys(), *(args["categorical_covariate_keys"] or [])]
         obs = pd.DataFrame(index=pd.Index([f"{OWN_PREFIX}{i}" for i in range(len(x))]))
         for key in keys:
-            if key in source:
-                obs[key] = np.asarray(source[key].astype(object))
+            if key in origin:
+                obs[key] = np.asarray(origin[key].astype(object))
         for i, key in enumerate(args["continuous_covariate_keys"] or []):
             obs[key] = context.continuous[:, i]
         if args["batch_key"] is not None:
             names = np.array(model._mapping("batch", args["batch_key"]), dtype=object)
             obs[args["batch_key"]] = pd.Categorical(names[context.batch])
-        obs[f"{OWN_PREFIX}source_cell"] = np.asarray(source.index, dtype=object)
+        obs[f"{OWN_PREFIX}source_cell"] = np.asarray(origin.index, dtype=object)
+        obs[f"{OWN_PREFIX}start"] = self.start
         return model._rows_adata(x, obs, context)
+
+
+class SeenCells:
+    """Cells of a pair of context and perturbation that was seen, each replicate of it moved from its own embedding.
+
+    Parameters
+    ----------
+    model
+        Trained model.
+    replicates
+        Its replicates.
+    batch, seed
+        As of :class:`CellMover`.
+    """
+
+    def __init__(
+        self, model: GDEModel, replicates: Sequence[SourceCells], *, batch: Any = None, seed: int | None = None
+    ) -> None:
+        self.rng = model._randomness(seed)[0]
+        seeds = self.rng.integers(2**31, size=len(replicates))
+        self.movers = [
+            CellMover(model, r, batch=batch, seed=int(s), start="perturbed")
+            for r, s in zip(replicates, seeds, strict=True)
+        ]
+        self.replicate = np.repeat(np.arange(len(replicates)), [len(r.rows) for r in replicates])
+        self.position = np.concatenate([np.arange(len(r.rows)) for r in replicates])
+
+    def move(self, target: np.ndarray, n_cells: int) -> list[AnnData]:
+        """Move ``n_cells`` of them, in random order, all before one comes again, to the embedding ``target`` ``(n_embedding,)``."""
+        chosen = in_rounds(len(self.position), n_cells, self.rng)
+        moved = []
+        for i in np.unique(self.replicate[chosen]):
+            own = chosen[self.replicate[chosen] == i]
+            moved.append(self.movers[i].move(target, self.position[own]))
+        return moved
+
+
+def move_both(
+    mover: CellMover, seen: SeenCells, target: np.ndarray, n_cells: int, effects: dict[int, float] | None = None
+) -> AnnData:
+    """Cells of a population with the embedding ``target``: :data:`SEEN_SHARE` moved cells of the pair itself, the others moved control cells.
+
+    Control cells know nothing of what the embedding does not hold of the perturbed ones; those are few, and know too much of their own
+    replicates. Errors of the two differ: the mean of a mixture is nearer to that of a new replicate than the mean of either.
+    """
+    n_seen = int(SEEN_SHARE * n_cells)
+    blocks = [mover.move(target, mover.choose(n_cells - n_seen), effects), *seen.move(target, n_seen)]
+    return joined(blocks)[seen.rng.permutation(n_cells)].copy()
+
+
+def in_rounds(n: int, count: int, rng: np.random.Generator) -> np.ndarray:
+    """``count`` of ``n`` places in random order, all of them before one comes again."""
+    rounds = [rng.permutation(n) for _ in range(-(-count // n))]
+    return np.concatenate(rounds)[:count] if rounds else np.empty(0, dtype=np.int64)
 
 
 def move_latents(module: GDEModule, u: np.ndarray, z_source: np.ndarray, z_target: np.ndarray) -> np.ndarray:

@@ -14,9 +14,9 @@ from scipy.spatial.distance import cdist
 from scgde.generation import RowContexts, expected_library, generate_rows
 from scgde.inference import encode_cells
 from scgde.perturbation import metrics
-from scgde.perturbation._cells import CellMover
-from scgde.perturbation._controls import ControlsMixin, NoControlCellsError
-from scgde.perturbation.baselines import PASTED, BaselineData, forecasts
+from scgde.perturbation._cells import SEEN_SHARE, CellMover, SeenCells, move_both
+from scgde.perturbation._sources import NoSourceCellsError, SourcesMixin
+from scgde.perturbation.baselines import BaselineData, forecasts
 from scgde.perturbation.calibration import region_level
 from scgde.perturbation.design import MIN_CELLS, Treatment, describe
 from scgde.perturbation.space import ExpressionSpace
@@ -24,7 +24,7 @@ from scgde.perturbation.space import ExpressionSpace
 if TYPE_CHECKING:
     from anndata import AnnData
 
-    from scgde.perturbation._cells import ControlCells
+    from scgde.perturbation._cells import SourceCells
     from scgde.perturbation.observed import Shift
 
 logger = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ N_TOP = 100
 """Genes with the largest real change that metrics with the suffix ``_top`` look at."""
 
 
-class EvaluationMixin(ControlsMixin):
+class EvaluationMixin(SourcesMixin):
     """Everything that needs real perturbed cells."""
 
     def evaluate(
@@ -121,7 +121,7 @@ class EvaluationMixin(ControlsMixin):
                 last = context, mover, self._space.normalise(mover.x)
             _, mover, control = last
             real = self._space.normalise(truth.rows(cells))
-            shift = shifts.predict(treatment, context, mover.controls.z, unknown)
+            shift = shifts.predict(treatment, context, mover.source.z, unknown)
             predicted = self._predicted_cells(mover, control, treatment, context, shift, data, rng)
             scored = self._score(predicted, control, real, rng)
             for method, (scores, change) in scored.items():
@@ -136,11 +136,13 @@ class EvaluationMixin(ControlsMixin):
                 }
                 if method == METHOD:
                     z, variance = self.model._embed_rows(truth, cells)
+                    n_replicates = len(np.unique(truth.codes[cells]))
+                    between, freedom = shifts.between(treatment, context)
                     level = region_level(
-                        z - mover.controls.z - shift.mean,
-                        shift.variance + mover.controls.variance,
+                        z - mover.source.z - shift.mean,
+                        shift.variance + mover.source.variance + between / n_replicates,
                         variance,
-                        shift.freedom,
+                        min(shift.freedom, freedom),
                         shift.ratios,
                     )
                     row |= {"in_region": float(level <= 0.9), "region_level": level}
@@ -169,30 +171,55 @@ class EvaluationMixin(ControlsMixin):
         shift: Shift,
         data: BaselineData,
         rng: np.random.Generator,
-    ) -> dict[str, np.ndarray]:
-        """Log-normalised predicted cells of every method."""
+    ) -> dict[str, tuple[np.ndarray, int]]:
+        """Log-normalised predicted cells of every method, and how many of them come before one starts from the same cell as another."""
         assert self._space is not None
-        target = mover.controls.z + shift.mean
-        chosen = np.tile(np.arange(len(control)), n_rounds(*control.shape))
-        own = mover.move(target, chosen, self._targets.log_ratios(treatment, context))
-        predicted = {METHOD: self._space.normalise(own.X)}
+        n_control = len(control)
+        rounds = n_rounds(*control.shape)
+        chosen = np.tile(np.arange(n_control), rounds)
+        predicted = {METHOD: self._own_cells(mover, control, treatment, shift, rng)}
         for name, forecast in forecasts(data, treatment, context, control.mean(0), rng).items():
             if forecast.cells is not None:
-                predicted[name] = forecast.cells
+                predicted[name] = forecast.cells, len(forecast.cells)
             elif forecast.shift is not None:
-                predicted[name] = control + forecast.shift
+                predicted[name] = control + forecast.shift, n_control
             else:
                 assert forecast.latent is not None
-                predicted[name] = self._space.normalise(shifted_cells(mover, forecast.latent, chosen))
+                predicted[name] = self._space.normalise(shifted_cells(mover, forecast.latent, chosen)), n_control
         return predicted
 
+    def _own_cells(
+        self,
+        mover: CellMover,
+        control: np.ndarray,
+        treatment: Treatment,
+        shift: Shift,
+        rng: np.random.Generator,
+    ) -> tuple[np.ndarray, int]:
+        """Log-normalised cells as :meth:`PerturbationPredictor.predict` makes them, in rounds."""
+        assert self._space is not None
+        target, effects = mover.source.z + shift.mean, self._targets.log_ratios(treatment, mover.source.context)
+        replicates = self._seen_cells(treatment, mover.source, shift)
+        if not replicates:
+            count = len(control)
+            chosen = np.tile(np.arange(count), n_rounds(*control.shape))
+            return self._space.normalise(mover.move(target, chosen, effects).X), count
+        seen = SeenCells(self.model, replicates, seed=int(rng.integers(2**31)))
+        count = int(min(len(seen.position) / SEEN_SHARE, len(control) / (1 - SEEN_SHARE)))
+        rounds = n_rounds(count, control.shape[1])
+        cells = [self._space.normalise(move_both(mover, seen, target, count, effects).X) for _ in range(rounds)]
+        return np.concatenate(cells), count
+
     def _score(
-        self, predicted: dict[str, np.ndarray], control: np.ndarray, real: np.ndarray, rng: np.random.Generator
+        self,
+        predicted: dict[str, tuple[np.ndarray, int]],
+        control: np.ndarray,
+        real: np.ndarray,
+        rng: np.random.Generator,
     ) -> dict[str, tuple[dict[str, float], np.ndarray]]:
         """Metrics and changes of the mean by method, the ceiling last."""
         scores = {}
-        for name, cells in predicted.items():
-            first_round = len(cells) if name == PASTED else len(control)
+        for name, (cells, first_round) in predicted.items():
             scores[name] = _scores(cells, control, real, self._space, first_round)
         order = rng.permutation(len(real))
         first, second = real[order[::2]], real[order[1::2]]
@@ -257,34 +284,23 @@ class EvaluationMixin(ControlsMixin):
 
     def _evaluation_controls(
         self, context: str | None, adata_truth: AnnData, adata_control: AnnData | None
-    ) -> ControlCells:
+    ) -> SourceCells:
         if adata_control is not None:
             try:
                 return self._controls(context, adata_control)
-            except NoControlCellsError:
+            except NoSourceCellsError:
                 pass
         if context in self._fitted()[1].controls and self.model.adata is not None:
             return self._controls(context, None)
         try:
             return self._controls(context, adata_truth)
-        except NoControlCellsError as error:
+        except NoSourceCellsError as error:
             message = f"Context {context!r} of adata_truth has no {self.control!r} cells; pass them as adata_control=."
             raise KeyError(message) from error
 
     def _fit_space(self) -> ExpressionSpace:
         rows = np.asarray(self.model.train_indices_)
         return ExpressionSpace.fit(self.model._table(), rows, is_count=self.model.module.observation.is_count)
-
-    def _training_rows(self) -> tuple[np.ndarray, np.ndarray]:
-        """Cells that trained, and the row of the design that each is of."""
-        design, table = self._fitted()[0], self.model._table()
-        used = self._used_cells()
-        pairs = describe(
-            table.obs, self.perturbation_key, self.context_key, self.dose_key, self.sep, self.control
-        ).iloc[used]
-        position = {pair: i for i, pair in enumerate(zip(design.contexts, design.treatments, strict=True))}
-        codes = np.array([position.get(p, -1) for p in zip(pairs["context"], pairs["treatment"], strict=True)])
-        return used[codes >= 0], codes[codes >= 0]
 
     def _baseline_data(self) -> BaselineData:
         """Means of the training populations, from the model's AnnData."""

@@ -14,7 +14,7 @@ from anndata import AnnData
 from scgde._constants import OWN_PREFIX
 from scgde.data.populations import as_label
 from scgde.inference import coordinate_names
-from scgde.perturbation._controls import ControlsMixin
+from scgde.perturbation._sources import SourcesMixin
 from scgde.perturbation.design import Design, Treatment
 from scgde.perturbation.shifts import ShiftModel
 from scgde.perturbation.space import ExpressionSpace
@@ -32,7 +32,7 @@ MAX_TOTAL = 1_000_000
 """Largest total count of a cell that the Virtual Cell Challenge accepts."""
 
 
-class FilesMixin(ControlsMixin):
+class FilesMixin(SourcesMixin):
     """Saving, loading and writers."""
 
     def save(self, path: str, overwrite: bool = False) -> None:

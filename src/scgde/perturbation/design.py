@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from scgde.data.populations import as_label, column_labels
+from scgde.perturbation.replicates import replicate_variance
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -74,6 +75,9 @@ class Design:
         ``(n,)``.
     control
         Name of the control.
+    between, between_freedom
+        Variance of each coordinate between replicates of the pair, ``(n, n_embedding)``, zero without replicates; and the degrees of
+        freedom that it is known with, ``(n,)``.
     """
 
     contexts: list[str]
@@ -82,6 +86,8 @@ class Design:
     variance: np.ndarray
     n_cells: np.ndarray
     control: str
+    between: np.ndarray
+    between_freedom: np.ndarray
 
     @property
     def is_control(self) -> np.ndarray:
@@ -118,9 +124,9 @@ class Design:
         position = {pair: i for i, pair in enumerate(pairs)}
         codes = np.array([position[key] for key in keys])
         n = table["n_cells"].to_numpy(dtype=np.float64)
-        between = replicate_variance(z, variance, codes)
-        # replicates that differ by more than their cells explain say so
-        errors = variance + np.where(np.bincount(codes)[codes] > 1, between, 0.0)[:, None]
+        is_control = np.array([t.parts == (control,) for _, t in pairs])
+        between, freedom = replicate_variance(z, variance, codes, is_control)
+        errors = variance + between[codes]
         weight = 1 / np.maximum(errors.mean(1), 1e-12)
         total = np.bincount(codes, weight)
         joined, joined_errors = (np.zeros((len(pairs), z.shape[1])) for _ in range(2))
@@ -133,6 +139,8 @@ class Design:
             joined_errors / np.square(total)[:, None],
             np.bincount(codes, n).astype(np.int64),
             control,
+            between,
+            freedom,
         )
         if not design.is_control.any():
             known = sorted({t.name(None) for t in design.treatments})
@@ -157,6 +165,8 @@ class Design:
             "z": self.z,
             "variance": self.variance,
             "n_cells": self.n_cells,
+            "between": self.between,
+            "between_freedom": self.between_freedom,
             "control": self.control,
         }
 
@@ -168,22 +178,10 @@ class Design:
             Treatment(tuple(p), None if np.isnan(d) else float(d), label)
             for p, d, label in zip(content["parts"], dose, content["labels"], strict=True)
         ]
-        arrays = {name: np.asarray(content[name]) for name in ("z", "variance", "n_cells")}
+        arrays = {
+            name: np.asarray(content[name]) for name in ("z", "variance", "n_cells", "between", "between_freedom")
+        }
         return cls(list(content["contexts"]), treatments, **arrays, control=content["control"])
-
-
-def replicate_variance(z: np.ndarray, variance: np.ndarray, codes: np.ndarray) -> float:
-    """Variance of a coordinate between replicates beyond the sampling of cells, by the method of moments over all pairs."""
-    counts = np.bincount(codes)
-    if (counts < 2).all():
-        return 0.0
-    means = np.zeros((len(counts), z.shape[1]))
-    np.add.at(means, codes, z)
-    means /= counts[:, None]
-    within = np.square(z - means[codes]).mean(1).sum()
-    repeated = counts[codes] > 1
-    expected = (variance.mean(1) * (1 - 1 / counts[codes]))[repeated].sum()
-    return float(max((within - expected) / (counts[counts > 1] - 1).sum(), 0.0))
 
 
 def describe(

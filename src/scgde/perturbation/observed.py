@@ -114,6 +114,21 @@ class ObservedShifts:
             raise ValueError(message)
         return self._between_doses(treatment.dose, doses, [by_dose[d] for d in doses])
 
+    def row_of(self, treatment: Treatment, context: str | None) -> int | None:
+        """Row of the design of a treatment at its dose; without a dose, its only row; None if it was not seen."""
+        by_dose = {} if context is None else self.rows.get(treatment.parts, {}).get(context, {})
+        if treatment.dose is None and len(by_dose) == 1:
+            return next(iter(by_dose.values()))
+        return by_dose.get(treatment.dose)
+
+    def between(self, treatment: Treatment, context: str | None) -> tuple[np.ndarray, float]:
+        """Variance of a new replicate's embedding around that of its treatment, ``(n_embedding,)``, and its degrees of freedom."""
+        row = self.row_of(treatment, context)
+        if row is not None:
+            return self.design.between[row], float(self.design.between_freedom[row])
+        others = ~self.design.is_control
+        return self.design.between[others].mean(0), float(self.design.between_freedom[others].min())
+
     def _shrunken(self, seen: Shift, context: str) -> Shift:
         """Posterior mean of a shift that was seen, its prior being the shifts of all treatments of the context.
 

@@ -7,24 +7,23 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 import pandas as pd
-import scipy.sparse as sp
 from anndata import AnnData
 
 from scgde._constants import OWN_PREFIX
 from scgde._model_decoding import check_count
 from scgde.data.populations import as_label
 from scgde.inference import coordinate_names
-from scgde.perturbation._cells import CellMover, joined
+from scgde.perturbation._cells import CellMover, SeenCells, joined, move_both
 from scgde.perturbation._evaluation import EvaluationMixin
 from scgde.perturbation._files import FilesMixin
 from scgde.perturbation.design import MIN_CELLS, Design, Treatment, as_treatments, check_features, describe
 from scgde.perturbation.features import gene_loadings
 from scgde.perturbation.shifts import ShiftModel
-from scgde.perturbation.targets import TargetEffects
+from scgde.perturbation.targets import TargetEffects, summed_counts
 
 if TYPE_CHECKING:
     from scgde import GDEModel
-    from scgde.perturbation._cells import ControlCells
+    from scgde.perturbation._cells import SourceCells
     from scgde.perturbation.observed import Shift
     from scgde.perturbation.space import ExpressionSpace
 
@@ -158,6 +157,7 @@ class PerturbationPredictor(EvaluationMixin, FilesMixin):
             message = f"No population has {MIN_CELLS} cells with a {self.perturbation_key!r} and a context."
             raise ValueError(message)
         variance = np.square(population.layers["standard_error"][use].astype(np.float64))
+        self._cells_by_row = None
         self._design = Design.from_populations(
             table[use].reset_index(drop=True), population.X[use].astype(np.float64), variance, self.control
         )
@@ -195,12 +195,7 @@ class PerturbationPredictor(EvaluationMixin, FilesMixin):
         columns = {name: i for i, name in enumerate(self._gene_targets())}
         table = self.model._table()
         used, codes = self._training_rows()
-        totals = np.zeros((len(design.contexts), table.matrix.shape[1]))
-        for block in np.array_split(np.arange(len(codes)), max(len(codes) // 5000, 1)):
-            one_hot = sp.csr_matrix(
-                (np.ones(len(block)), (codes[block], np.arange(len(block)))), (len(totals), len(block))
-            )
-            totals += one_hot @ table.rows(used[block])
+        totals = summed_counts(table, used, codes, len(design.contexts))
         return TargetEffects.fit(design, totals, totals.sum(1), columns)
 
     def _gene_targets(self) -> list[str]:
@@ -251,7 +246,8 @@ class PerturbationPredictor(EvaluationMixin, FilesMixin):
         -------
         DataFrame with one row for each perturbation and the columns of the embedding. ``attrs`` holds, in the same order,
         ``standard_error`` (of each coordinate: what the head does not know, and the sampling of control cells; for the true
-        embedding, so that one embedded from few cells spreads more), ``freedom`` (degrees of freedom of the standard errors),
+        embedding, so that one embedded from few cells spreads more), ``replicate_error`` (standard deviation of a single replicate
+        around that, such as a guide; zero where populations have none), ``freedom`` (degrees of freedom of the standard errors),
         ``situation`` and ``extrapolated``.
         """
         controls = self._controls(context, adata, cells=False)
@@ -260,8 +256,10 @@ class PerturbationPredictor(EvaluationMixin, FilesMixin):
         z = np.stack([controls.z + s.mean for s in shifts])
         frame = pd.DataFrame(z, index=names, columns=coordinate_names(z.shape[1]))
         error = np.sqrt(np.stack([s.variance for s in shifts]) + controls.variance)
+        between = [self._fitted()[1].between(t, controls.context)[0] for t in treatments]
         frame.attrs = {
             "standard_error": error.tolist(),
+            "replicate_error": np.sqrt(np.stack(between)).tolist(),
             "freedom": [s.freedom for s in shifts],
             "situation": [s.situation for s in shifts],
             "extrapolated": [s.extrapolated for s in shifts],
@@ -278,6 +276,7 @@ class PerturbationPredictor(EvaluationMixin, FilesMixin):
         dose: Any = None,
         method: Literal["transport", "sample"] = "transport",
         unknown: Literal["raise", "mean"] = "raise",
+        start: Literal["auto", "control"] = "auto",
         batch: Any = None,
         seed: int | None = None,
     ) -> AnnData:
@@ -294,7 +293,7 @@ class PerturbationPredictor(EvaluationMixin, FilesMixin):
             the control cells are taken; of one that has the column of contexts and a ``context``, those of the context.
         n_cells
             Cells for each perturbation. Control cells are used in random order, again and again where there are fewer; None for
-            each once.
+            each control cell once.
         dose
             Dose, or one for each perturbation (or several for one). Between doses that were seen a shift is interpolated, from none
             at dose 0; beyond the last it is held, with a warning, ``obs["gde_extrapolated"]`` and a wider error.
@@ -304,16 +303,20 @@ class PerturbationPredictor(EvaluationMixin, FilesMixin):
             needs no control cells.
         unknown
             What to do about a perturbation that nothing describes: ``"raise"``, or take the mean shift of the others (``"mean"``).
+        start
+            Cells that transport starts from. ``"auto"``: control cells; for a pair that was seen three quarters of them are cells of that pair
+            instead, moved from the embedding of their replicate, since they hold what the embedding does not (with ``n_cells`` a number and the
+            model's own control cells). ``"control"``: control cells always.
         batch
-            Batch to decode under; each control cell's own by default.
+            Batch to decode under; each source cell's own by default.
         seed
             Seed of the draws; ``scvi.settings.seed`` by default, else fresh.
 
         Returns
         -------
         AnnData of integer counts (floats for continuous rows), ``n_cells`` for each perturbation, in order. ``obs`` has the columns of
-        perturbation, context and dose, those of the model's population key, batch and covariates, and ``gde_source_cell`` (the
-        control cell; with ``method="transport"``), ``gde_method``, ``gde_situation`` and ``gde_extrapolated``.
+        perturbation, context and dose, those of the model's population key, batch and covariates, and with ``method="transport"``
+        ``gde_source_cell`` (the cell that was moved) and ``gde_start`` (``"control"`` or ``"perturbed"``: which cells it is of); ``gde_method``, ``gde_situation`` and ``gde_extrapolated``.
 
         Raises
         ------
@@ -328,6 +331,9 @@ class PerturbationPredictor(EvaluationMixin, FilesMixin):
         if method not in ("transport", "sample"):
             message = f"method={method!r} must be 'transport' or 'sample'."
             raise ValueError(message)
+        if start not in ("auto", "control"):
+            message = f"start={start!r} must be 'auto' or 'control'."
+            raise ValueError(message)
         controls = self._controls(context, adata, cells=method == "transport" or n_cells is None)
         treatments, shifts = self._predicted(perturbation, dose, controls, unknown)
         mover = CellMover(self.model, controls, batch=batch, seed=seed)
@@ -335,17 +341,22 @@ class PerturbationPredictor(EvaluationMixin, FilesMixin):
         for treatment, shift in zip(treatments, shifts, strict=True):
             target = controls.z + shift.mean
             effects = self._targets.log_ratios(treatment, controls.context)
-            cells = (
-                mover.move(target, mover.choose(n_cells), effects)
-                if method == "transport"
-                else mover.generate(target, n_cells)
-            )
+            seen = []
+            if start == "auto" and method == "transport" and n_cells is not None:
+                seen = self._seen_cells(treatment, controls, shift)
+            if method == "sample":
+                cells = mover.generate(target, n_cells)
+            elif seen and n_cells is not None:
+                own = SeenCells(self.model, seen, batch=batch, seed=int(mover.rng.integers(2**31)))
+                cells = move_both(mover, own, target, n_cells, effects)
+            else:
+                cells = mover.move(target, mover.choose(n_cells), effects)
             self._name(cells, treatment, shift, controls, method)
             blocks.append(cells)
         return joined(blocks)
 
     def _predicted(
-        self, perturbation: Any, dose: Any, controls: ControlCells, unknown: str
+        self, perturbation: Any, dose: Any, controls: SourceCells, unknown: str
     ) -> tuple[list[Treatment], list[Shift]]:
         if unknown not in ("raise", "mean"):
             message = f"unknown={unknown!r} must be 'raise' or 'mean'."
@@ -366,7 +377,7 @@ class PerturbationPredictor(EvaluationMixin, FilesMixin):
             )
         return treatments, results
 
-    def _name(self, cells: AnnData, treatment: Treatment, shift: Shift, controls: ControlCells, method: str) -> None:
+    def _name(self, cells: AnnData, treatment: Treatment, shift: Shift, controls: SourceCells, method: str) -> None:
         """Write what the cells are a prediction of."""
         label = treatment.name(self.sep)
         obs = cells.obs

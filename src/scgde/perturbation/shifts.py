@@ -319,7 +319,9 @@ class ShiftModel(ObservedShifts):
             for context, by_dose in self.rows[parts].items():
                 model = self._parts_model(context)
                 for dose, row in by_dose.items():
-                    shifts = [self.shift[i] for p in parts if (i := self._single_row(p, context, dose)) is not None]
+                    shifts = [
+                        self.shift[i] for p in parts if (i := self.row_of(Treatment((p,), dose), context)) is not None
+                    ]
                     if len(shifts) < len(parts):
                         continue
                     rows.append(row)
@@ -345,13 +347,6 @@ class ShiftModel(ObservedShifts):
         )
         self.heads["combination",] = result.head
         return result
-
-    def _single_row(self, part: str, context: str, dose: float | None) -> int | None:
-        """Row of a perturbation alone at a dose; without a dose, its only row."""
-        by_dose = self.rows.get((part,), {}).get(context, {})
-        if dose is None and len(by_dose) == 1:
-            return next(iter(by_dose.values()))
-        return by_dose.get(dose)
 
     def summary(self) -> pd.DataFrame:
         """What was chosen: for each head its best candidates with their share, and errors over those of its simplest candidate."""

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import scipy.sparse as sp
 
 if TYPE_CHECKING:
+    from scgde.data import CellTable
     from scgde.perturbation.design import Design, Treatment
 
 PSEUDOCOUNT = 0.5
@@ -111,3 +113,12 @@ class TargetEffects:
         )
         columns = dict(zip(content["genes"], np.asarray(content["columns"]).tolist(), strict=True))
         return cls(ratios, variances, columns)
+
+
+def summed_counts(table: CellTable, rows: np.ndarray, codes: np.ndarray, n: int) -> np.ndarray:
+    """Total counts of the cells ``rows`` by their ``codes``, ``(n, n_vars)``."""
+    totals = np.zeros((n, table.matrix.shape[1]))
+    for block in np.array_split(np.arange(len(codes)), max(len(codes) // 5000, 1)):
+        indicator = sp.csr_matrix((np.ones(len(block)), (codes[block], np.arange(len(block)))), (n, len(block)))
+        totals += indicator @ table.rows(rows[block])
+    return totals

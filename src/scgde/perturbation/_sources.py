@@ -1,8 +1,8 @@
-"""Control cells that predictions start from."""
+"""Cells that predictions start from: controls of contexts, and what was seen of a perturbation."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from anndata import AnnData
@@ -10,21 +10,25 @@ from anndata import AnnData
 from scgde._model_embedding import fingerprint
 from scgde.data.populations import as_label
 from scgde.perturbation._base import PredictorBase
-from scgde.perturbation._cells import ControlCells
-from scgde.perturbation.design import ONE_CONTEXT, describe
+from scgde.perturbation._cells import SourceCells
+from scgde.perturbation.design import MIN_CELLS, ONE_CONTEXT, describe
+
+if TYPE_CHECKING:
+    from scgde.perturbation.design import Treatment
+    from scgde.perturbation.observed import Shift
 
 MIN_CONTROLS = 2
 """Control cells that a spread can be told from."""
 
 
-class NoControlCellsError(ValueError):
+class NoSourceCellsError(ValueError):
     """An AnnData without control cells of a context."""
 
 
-class ControlsMixin(PredictorBase):
-    """Control cells of contexts: the model's own, or a user's."""
+class SourcesMixin(PredictorBase):
+    """Control cells of contexts, the model's own or a user's, and perturbed cells that trained."""
 
-    def _controls(self, context: Any, adata: AnnData | None, *, cells: bool = True) -> ControlCells:
+    def _controls(self, context: Any, adata: AnnData | None, *, cells: bool = True) -> SourceCells:
         """Control cells to start from: the model's own of a context, or a user's."""
         design, shifts = self._fitted()
         name = None if context is None else as_label(context)
@@ -36,10 +40,10 @@ class ControlsMixin(PredictorBase):
                 message = f"adata has {len(rows)} cells with {self.perturbation_key}={self.control!r}" + (
                     "" if name is None or self.context_key is None else f" and {self.context_key}={name!r}"
                 )
-                raise NoControlCellsError(f"{message}; at least {MIN_CONTROLS} are needed.")
+                raise NoSourceCellsError(f"{message}; at least {MIN_CONTROLS} are needed.")
             adata = self._with_population_columns(adata, name)
             z, variance = self.model._embed_rows(self.model._table(adata), rows)
-            return ControlCells(name, z, variance, adata, rows)
+            return SourceCells(name, z, variance, adata, rows)
         name = self._only_context() if name is None else name
         if name is None:
             message = f"context is needed, as there are several: {design.context_names[:8]}."
@@ -53,14 +57,14 @@ class ControlsMixin(PredictorBase):
         row = shifts.controls[name]
         z, variance = design.z[row], shifts.control_variance[row]
         if not cells:
-            return ControlCells(name, z, variance, None, np.empty(0, dtype=np.int64))
+            return SourceCells(name, z, variance, None, np.empty(0, dtype=np.int64))
         if self.model.adata is None:
             message = "The model was loaded without its AnnData: pass control cells as adata=, or use method='sample' with n_cells."
             raise ValueError(message)
         used = np.zeros(self.model.adata.n_obs, dtype=bool)
         used[self._used_cells()] = True
         rows = self._control_rows(self.model.adata, name)
-        return ControlCells(name, z, variance, self.model.adata, rows[used[rows]])
+        return SourceCells(name, z, variance, self.model.adata, rows[used[rows]])
 
     def _used_cells(self) -> np.ndarray:
         """Cells of the model's AnnData that trained or validated it, sorted.
@@ -115,3 +119,35 @@ class ControlsMixin(PredictorBase):
     def _only_context(self) -> str | None:
         names = self._fitted()[0].context_names
         return names[0] if len(names) == 1 else None
+
+    def _training_rows(self) -> tuple[np.ndarray, np.ndarray]:
+        """Cells that trained, and the row of the design that each is of."""
+        design, table = self._fitted()[0], self.model._table()
+        used = self._used_cells()
+        pairs = describe(
+            table.obs, self.perturbation_key, self.context_key, self.dose_key, self.sep, self.control
+        ).iloc[used]
+        position = {pair: i for i, pair in enumerate(zip(design.contexts, design.treatments, strict=True))}
+        codes = np.array([position.get(p, -1) for p in zip(pairs["context"], pairs["treatment"], strict=True)])
+        return used[codes >= 0], codes[codes >= 0]
+
+    def _seen_cells(self, treatment: Treatment, controls: SourceCells, shift: Shift) -> list[SourceCells]:
+        """Replicates of a treatment that was seen at this dose in the context of the model's own controls; else none."""
+        design, shifts = self._fitted()
+        row = shifts.row_of(treatment, controls.context)
+        adata = self.model.adata
+        if row is None or adata is None or controls.adata is not adata or shift.situation != "seen":
+            return []
+        if self._cells_by_row is None:
+            used, codes = self._training_rows()
+            order = np.argsort(codes, kind="stable")
+            self._cells_by_row = np.split(used[order], np.cumsum(np.bincount(codes, minlength=len(design.z)))[:-1])
+        cells = self._cells_by_row[row]
+        table = self.model._table()
+        replicates = []
+        for code in np.unique(table.codes[cells]):
+            rows = cells[table.codes[cells] == code]
+            if len(rows) >= MIN_CELLS:
+                z, variance = self.model._embed_rows(table, rows)
+                replicates.append(SourceCells(controls.context, z, variance, adata, rows))
+        return replicates
