@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from scgde import GDEModel
+    from scgde.data import CellTable
     from scgde.module import GDEModule
 
 
@@ -40,6 +41,8 @@ class SourceCells:
         Embedding and squared standard errors, ``(n_embedding,)``.
     adata, rows
         Where the cells are; ``adata`` is None where only the embedding is known.
+    table
+        ``adata`` as the model reads it, where that has been done.
     """
 
     context: str | None
@@ -47,6 +50,7 @@ class SourceCells:
     variance: np.ndarray
     adata: AnnData | None
     rows: np.ndarray
+    table: CellTable | None = None
 
 
 class CellMover:
@@ -80,7 +84,7 @@ class CellMover:
         if source.adata is None:
             return
         module = model.module
-        table = model._table(source.adata)
+        table = model._table(source.adata) if source.table is None else source.table
         self.table = table
         rows = source.rows
         self.x = table.rows(rows)

@@ -199,7 +199,7 @@ class EvaluationMixin(SourcesMixin):
         """Log-normalised cells as :meth:`PerturbationPredictor.predict` makes them, in rounds."""
         assert self._space is not None
         target, effects = mover.source.z + shift.mean, self._targets.log_ratios(treatment, mover.source.context)
-        replicates = self._seen_cells(treatment, mover.source, shift)
+        replicates = self._seen_cells(treatment, mover, shift)
         if not replicates:
             count = len(control)
             chosen = np.tile(np.arange(count), n_rounds(*control.shape))

@@ -14,6 +14,7 @@ from scgde.perturbation._cells import SourceCells
 from scgde.perturbation.design import MIN_CELLS, ONE_CONTEXT, describe
 
 if TYPE_CHECKING:
+    from scgde.perturbation._cells import CellMover
     from scgde.perturbation.design import Treatment
     from scgde.perturbation.observed import Shift
 
@@ -131,8 +132,9 @@ class SourcesMixin(PredictorBase):
         codes = np.array([position.get(p, -1) for p in zip(pairs["context"], pairs["treatment"], strict=True)])
         return used[codes >= 0], codes[codes >= 0]
 
-    def _seen_cells(self, treatment: Treatment, controls: SourceCells, shift: Shift) -> list[SourceCells]:
-        """Replicates of a treatment that was seen at this dose in the context of the model's own controls; else none."""
+    def _seen_cells(self, treatment: Treatment, mover: CellMover, shift: Shift) -> list[SourceCells]:
+        """Replicates of a treatment that was seen at this dose in the context of a mover of the model's own controls; else none."""
+        controls = mover.source
         design, shifts = self._fitted()
         row = shifts.row_of(treatment, controls.context)
         adata = self.model.adata
@@ -143,11 +145,11 @@ class SourcesMixin(PredictorBase):
             order = np.argsort(codes, kind="stable")
             self._cells_by_row = np.split(used[order], np.cumsum(np.bincount(codes, minlength=len(design.z)))[:-1])
         cells = self._cells_by_row[row]
-        table = self.model._table()
+        table = mover.table
         replicates = []
         for code in np.unique(table.codes[cells]):
             rows = cells[table.codes[cells] == code]
             if len(rows) >= MIN_CELLS:
                 z, variance = self.model._embed_rows(table, rows)
-                replicates.append(SourceCells(controls.context, z, variance, adata, rows))
+                replicates.append(SourceCells(controls.context, z, variance, adata, rows, table))
         return replicates

@@ -343,7 +343,7 @@ class PerturbationPredictor(EvaluationMixin, FilesMixin):
             effects = self._targets.log_ratios(treatment, controls.context)
             seen = []
             if start == "auto" and method == "transport" and n_cells is not None:
-                seen = self._seen_cells(treatment, controls, shift)
+                seen = self._seen_cells(treatment, mover, shift)
             if method == "sample":
                 cells = mover.generate(target, n_cells)
             elif seen and n_cells is not None:
