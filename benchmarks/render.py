@@ -197,6 +197,10 @@ TITLES = {
         "A large simulated screen",
         "1,000 perturbations in two contexts, half of each missing from one; means over 20 of the missing pairs. `perturbation.py --part large`",
     ),
+    "perturbation_joint": (
+        "Joint training of perturbations",
+        "A loss of predictable shifts beside the others, and without it; means over targets held out in five folds. `perturbation_joint.py`",
+    ),
     "perturbation_calibration": (
         "Regions of predicted embeddings",
         "Share of held-out embeddings inside the 90 % region of their prediction, by part. `perturbation.py --part calibration`",
