@@ -107,12 +107,14 @@ def folds(name: str, seed: int, weight: float, geometry: str, epochs: int | None
 
 def run(name: str, geometry: str, weight: float, seed: int, arguments) -> dict:
     """Means over held-out targets: from their file, or computed and written to it."""
-    path = ROWS / f"{name}_{geometry}_{weight:g}_{seed}.json"
+    epochs = "" if arguments.epochs is None else f"_{arguments.epochs}_epochs"
+    path = ROWS / f"{name}_{geometry}_{weight:g}_{seed}{epochs}.json"
     if path.exists() and not arguments.fresh:
         return json.loads(path.read_text())
     means = pd.concat(folds(name, seed, weight, geometry, arguments.epochs))[METRICS].mean()
     training = "joint" if weight else "two steps"
-    row = {"set": name, "geometry": geometry, "training": training, "seed": seed, **means.round(6).to_dict()}
+    row = {"set": name, "geometry": geometry, "training": training, "weight": weight, "seed": seed}
+    row |= means.round(6).to_dict()
     print(row, flush=True)
     if not arguments.no_save:
         ROWS.mkdir(parents=True, exist_ok=True)
@@ -132,7 +134,9 @@ def main() -> None:
         for weight in arguments.weights.split(",")
         for seed in seeds(arguments)
     ]
-    table = pd.DataFrame(rows).groupby(["set", "geometry", "training"], sort=False)[METRICS].mean().reset_index()
+    table = (
+        pd.DataFrame(rows).groupby(["set", "geometry", "training", "weight"], sort=False)[METRICS].mean().reset_index()
+    )
     report("perturbation_joint", table, arguments)
 
 

@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 
 
 SEEN_SHARE = 0.75
-"""Share of the cells of a pair that was seen which start from its own cells."""
+"""Share of the cells of a pair that was seen which start from its own cells, as long as there are enough of them."""
+
+MIN_REPLICATES = 2
+"""Replicates of a pair before its own cells say what another replicate is like."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,8 @@ class SourceCells:
         Where the cells are; ``adata`` is None where only the embedding is known.
     table
         ``adata`` as the model reads it, where that has been done.
+    is_own
+        Whether these are the model's own controls of the context, those that trained it.
     """
 
     context: str | None
@@ -51,6 +56,7 @@ class SourceCells:
     adata: AnnData | None
     rows: np.ndarray
     table: CellTable | None = None
+    is_own: bool = False
 
 
 class CellMover:
@@ -107,7 +113,10 @@ class CellMover:
     def choose(self, n_cells: int | None) -> np.ndarray:
         """Source cells to move: in random order, all of them before one comes again."""
         n = len(self.source.rows)
-        return np.arange(n) if n_cells is None else in_rounds(n, n_cells, self.rng)
+        if n_cells is None:
+            return np.arange(n)
+        rounds = [self.rng.permutation(n) for _ in range(-(-n_cells // n))]
+        return np.concatenate(rounds)[:n_cells]
 
     def move(self, target: np.ndarray, chosen: np.ndarray, effects: dict[int, float] | None = None) -> AnnData:
         """Move the source cells ``chosen`` to a population with the embedding ``target`` ``(n_embedding,)``, target genes by known ``effects``."""
@@ -175,8 +184,8 @@ class SeenCells:
         self.position = np.concatenate([np.arange(len(r.rows)) for r in replicates])
 
     def move(self, target: np.ndarray, n_cells: int) -> list[AnnData]:
-        """Move ``n_cells`` of them, in random order, all before one comes again, to the embedding ``target`` ``(n_embedding,)``."""
-        chosen = in_rounds(len(self.position), n_cells, self.rng)
+        """Move ``n_cells`` of them, each at most once, in random order to the embedding ``target`` ``(n_embedding,)``."""
+        chosen = self.rng.permutation(len(self.position))[:n_cells]
         moved = []
         for i in np.unique(self.replicate[chosen]):
             own = chosen[self.replicate[chosen] == i]
@@ -187,20 +196,14 @@ class SeenCells:
 def move_both(
     mover: CellMover, seen: SeenCells, target: np.ndarray, n_cells: int, effects: dict[int, float] | None = None
 ) -> AnnData:
-    """Cells of a population with the embedding ``target``: :data:`SEEN_SHARE` moved cells of the pair itself, the others moved control cells.
+    """Cells of a population with the embedding ``target``: :data:`SEEN_SHARE` moved cells of the pair itself, each once, the others moved control cells.
 
     Control cells know nothing of what the embedding does not hold of the perturbed ones; those are few, and know too much of their own
     replicates. Errors of the two differ: the mean of a mixture is nearer to that of a new replicate than the mean of either.
     """
-    n_seen = int(SEEN_SHARE * n_cells)
+    n_seen = min(int(SEEN_SHARE * n_cells), len(seen.position))
     blocks = [mover.move(target, mover.choose(n_cells - n_seen), effects), *seen.move(target, n_seen)]
     return joined(blocks)[seen.rng.permutation(n_cells)].copy()
-
-
-def in_rounds(n: int, count: int, rng: np.random.Generator) -> np.ndarray:
-    """``count`` of ``n`` places in random order, all of them before one comes again."""
-    rounds = [rng.permutation(n) for _ in range(-(-count // n))]
-    return np.concatenate(rounds)[:count] if rounds else np.empty(0, dtype=np.int64)
 
 
 def move_latents(module: GDEModule, u: np.ndarray, z_source: np.ndarray, z_target: np.ndarray) -> np.ndarray:

@@ -17,7 +17,7 @@ from scgde.perturbation import metrics
 from scgde.perturbation._cells import SEEN_SHARE, CellMover, SeenCells, move_both
 from scgde.perturbation._sources import NoSourceCellsError, SourcesMixin
 from scgde.perturbation.baselines import BaselineData, forecasts
-from scgde.perturbation.calibration import region_level
+from scgde.perturbation.calibration import joined_freedom, region_level
 from scgde.perturbation.design import MIN_CELLS, Treatment, describe
 from scgde.perturbation.space import ExpressionSpace
 
@@ -103,7 +103,9 @@ class EvaluationMixin(SourcesMixin):
         """
         shifts = self._fitted()[1]
         groups = self._truth_groups(adata_truth)
+        adata_truth = self._with_population_columns(adata_truth, None)
         truth = self.model._table(adata_truth)
+        trained = set(self.model.populations_["labels"])
         self._refuse_training_cells(adata_truth, groups)
         data = self._baseline_data()
         rng = np.random.default_rng(seed)
@@ -136,14 +138,14 @@ class EvaluationMixin(SourcesMixin):
                 }
                 if method == METHOD:
                     z, variance = self.model._embed_rows(truth, cells)
-                    n_replicates = len(np.unique(truth.codes[cells]))
+                    labels = {truth.labels[code] if code >= 0 else "" for code in truth.codes[cells]}
                     between, freedom = shifts.between(treatment, context)
+                    # further cells of replicates that trained are no new replicates
+                    between = np.zeros_like(between) if labels <= trained else between / len(labels)
+                    own = shift.total(mover.source.variance)
+                    freedom = joined_freedom([own, between], [shift.freedom, freedom])
                     level = region_level(
-                        z - mover.source.z - shift.mean,
-                        shift.variance + mover.source.variance + between / n_replicates,
-                        variance,
-                        min(shift.freedom, freedom),
-                        shift.ratios,
+                        z - mover.source.z - shift.mean, own + between, variance, freedom, shift.ratios
                     )
                     row |= {"in_region": float(level <= 0.9), "region_level": level}
                 rows.append(row)
@@ -205,6 +207,7 @@ class EvaluationMixin(SourcesMixin):
             chosen = np.tile(np.arange(count), n_rounds(*control.shape))
             return self._space.normalise(mover.move(target, chosen, effects).X), count
         seen = SeenCells(self.model, replicates, seed=int(rng.integers(2**31)))
+        # a round in which no cell comes twice
         count = int(min(len(seen.position) / SEEN_SHARE, len(control) / (1 - SEEN_SHARE)))
         rounds = n_rounds(count, control.shape[1])
         cells = [self._space.normalise(move_both(mover, seen, target, count, effects).X) for _ in range(rounds)]

@@ -223,7 +223,8 @@ class FilesMixin(SourcesMixin):
         """Write predictions as the Virtual Cell Challenge and cell-eval read them.
 
         Integer counts (CSR, float32) of the model's genes with control cells included, perturbations in ``obs[target_key]`` under the
-        control's name there. Control cells are the real ones, as both ask for.
+        control's name there. Control cells are the real ones, as both ask for; predicted cells start from control cells always, so that no measured
+        perturbed cell is handed in.
 
         Parameters
         ----------
@@ -255,7 +256,7 @@ class FilesMixin(SourcesMixin):
             message = f"perturbations has {control_label!r}, which is to name the control; pass another control_label."
             raise ValueError(message)
         cells = self.predict(  # type: ignore[attr-defined]
-            labels, context, adata=adata, n_cells=n_cells, unknown=unknown, seed=seed
+            labels, context, adata=adata, n_cells=n_cells, unknown=unknown, start="control", seed=seed
         )
         controls = self._controls(context, adata)
         table = self.model._table(controls.adata)

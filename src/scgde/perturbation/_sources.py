@@ -10,7 +10,7 @@ from anndata import AnnData
 from scgde._model_embedding import fingerprint
 from scgde.data.populations import as_label
 from scgde.perturbation._base import PredictorBase
-from scgde.perturbation._cells import SourceCells
+from scgde.perturbation._cells import MIN_REPLICATES, SourceCells
 from scgde.perturbation.design import MIN_CELLS, ONE_CONTEXT, describe
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class SourcesMixin(PredictorBase):
         used = np.zeros(self.model.adata.n_obs, dtype=bool)
         used[self._used_cells()] = True
         rows = self._control_rows(self.model.adata, name)
-        return SourceCells(name, z, variance, self.model.adata, rows[used[rows]])
+        return SourceCells(name, z, variance, self.model.adata, rows[used[rows]], is_own=True)
 
     def _used_cells(self) -> np.ndarray:
         """Cells of the model's AnnData that trained or validated it, sorted.
@@ -86,7 +86,7 @@ class SourcesMixin(PredictorBase):
         return np.sort(np.concatenate([model.train_indices_, model.validation_indices_])).astype(np.int64)
 
     def _with_population_columns(self, adata: AnnData, context: str | None) -> AnnData:
-        """The AnnData, or one of the same arrays whose ``obs`` has the model's population columns too: control cells need none."""
+        """The AnnData, or one of the same arrays whose ``obs`` has the model's population columns too: cells to predict from or to need none."""
         missing = [key for key in self.model._population_keys() if key not in adata.obs]
         if not missing:
             return adata
@@ -130,15 +130,21 @@ class SourcesMixin(PredictorBase):
         ).iloc[used]
         position = {pair: i for i, pair in enumerate(zip(design.contexts, design.treatments, strict=True))}
         codes = np.array([position.get(p, -1) for p in zip(pairs["context"], pairs["treatment"], strict=True)])
+        # cells of no population, and of one too small to teach anything, have no part in the design
+        population = table.codes[used]
+        sizes = np.bincount(population[population >= 0], minlength=len(table.labels))
+        codes[(population < 0) | (sizes[population] < MIN_CELLS)] = -1
         return used[codes >= 0], codes[codes >= 0]
 
     def _seen_cells(self, treatment: Treatment, mover: CellMover, shift: Shift) -> list[SourceCells]:
-        """Replicates of a treatment that was seen at this dose in the context of a mover of the model's own controls; else none."""
+        """Replicates, if there are several, of a treatment that was seen at this dose in the context of the model's own controls; else none.
+
+        Cells of the only population of a pair are no prediction of anything: they would be handed back.
+        """
         controls = mover.source
         design, shifts = self._fitted()
         row = shifts.row_of(treatment, controls.context)
-        adata = self.model.adata
-        if row is None or adata is None or controls.adata is not adata or shift.situation != "seen":
+        if row is None or not controls.is_own or controls.adata is None or shift.situation != "seen":
             return []
         if self._cells_by_row is None:
             used, codes = self._training_rows()
@@ -149,7 +155,6 @@ class SourcesMixin(PredictorBase):
         replicates = []
         for code in np.unique(table.codes[cells]):
             rows = cells[table.codes[cells] == code]
-            if len(rows) >= MIN_CELLS:
-                z, variance = self.model._embed_rows(table, rows)
-                replicates.append(SourceCells(controls.context, z, variance, adata, rows, table))
-        return replicates
+            z, variance = self.model._embed_rows(table, rows)
+            replicates.append(SourceCells(controls.context, z, variance, controls.adata, rows, table))
+        return replicates if len(replicates) >= MIN_REPLICATES else []

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 from scipy.stats import f
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 PRIOR_GROUPS = 10
 """Groups left out in turn that weigh as much as the normal distribution."""
@@ -49,3 +54,10 @@ def region_level(
     # a ratio between the i-th and the next of n is at level (i + 1/2) / (n + 1)
     empirical = ((ratios < ratio).sum() + 0.5) / (len(ratios) + 1)
     return float((len(ratios) * empirical + PRIOR_GROUPS * normal) / (len(ratios) + PRIOR_GROUPS))
+
+
+def joined_freedom(variances: Sequence[np.ndarray], freedoms: Sequence[float]) -> float:
+    """Degrees of freedom of a sum of variances ``(n_embedding,)``, by the sizes of its terms (Satterthwaite, as above)."""
+    sizes = np.array([float(v.sum()) for v in variances])
+    squares = np.square(sizes) / np.asarray(freedoms, dtype=np.float64)
+    return float(sizes.sum() ** 2 / squares.sum()) if squares.sum() > 0 else float(max(freedoms))

@@ -172,7 +172,16 @@ class Design:
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> Design:
-        """Inverse of :meth:`to_dict`."""
+        """Inverse of :meth:`to_dict`.
+
+        Raises
+        ------
+        ValueError
+            If it was written by another version.
+        """
+        if "between" not in content:
+            message = "The predictor was saved by another version of scgde; fit it again on the same model."
+            raise ValueError(message)
         dose = np.asarray(content["dose"], dtype=np.float64)
         treatments = [
             Treatment(tuple(p), None if np.isnan(d) else float(d), label)

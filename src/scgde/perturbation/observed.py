@@ -32,6 +32,8 @@ class Shift:
         Whether a dose is outside the range that was seen.
     ratios
         See :class:`~scgde.perturbation.regression.Prediction`.
+    holds_control
+        Whether the variance is that of the predicted embedding, the sampling of the control's cells with it, and not that of the shift alone.
     """
 
     mean: np.ndarray
@@ -40,6 +42,11 @@ class Shift:
     situation: str
     extrapolated: bool = False
     ratios: np.ndarray = field(default_factory=lambda: np.empty(0))
+    holds_control: bool = False
+
+    def total(self, control_variance: np.ndarray) -> np.ndarray:
+        """Variance of the predicted embedding, with that of the control's, ``(n_embedding,)``."""
+        return self.variance if self.holds_control else self.variance + control_variance
 
 
 class ObservedShifts:
@@ -99,27 +106,27 @@ class ObservedShifts:
         by_dose = self.rows.get(treatment.parts, {}).get(context)
         if by_dose is None:
             return None
-        if treatment.dose is None:
-            if len(by_dose) > 1:
-                message = f"{'+'.join(treatment.parts)!r} was seen at doses {sorted(d for d in by_dose if d is not None)}; pass dose=."
-                raise ValueError(message)
-            row = next(iter(by_dose.values()))
-            return Shift(self.shift[row], self.variance[row], max(self.design.n_cells[row] - 1.0, 1.0), "seen")
-        if treatment.dose in by_dose:
-            row = by_dose[treatment.dose]
+        if treatment.dose is None and len(by_dose) > 1:
+            message = f"{'+'.join(treatment.parts)!r} was seen at doses {sorted(d for d in by_dose if d is not None)}; pass dose=."
+            raise ValueError(message)
+        row = self.row_of(treatment, context)
+        if row is not None:
             return Shift(self.shift[row], self.variance[row], max(self.design.n_cells[row] - 1.0, 1.0), "seen")
         doses = sorted(d for d in by_dose if d is not None)
         if not doses:
             message = f"{'+'.join(treatment.parts)!r} was seen without doses; leave dose= out."
             raise ValueError(message)
+        assert treatment.dose is not None
         return self._between_doses(treatment.dose, doses, [by_dose[d] for d in doses])
 
     def row_of(self, treatment: Treatment, context: str | None) -> int | None:
         """Row of the design of a treatment at its dose; without a dose, its only row; None if it was not seen."""
         by_dose = {} if context is None else self.rows.get(treatment.parts, {}).get(context, {})
-        if treatment.dose is None and len(by_dose) == 1:
-            return next(iter(by_dose.values()))
-        return by_dose.get(treatment.dose)
+        if treatment.dose is None:
+            return next(iter(by_dose.values())) if len(by_dose) == 1 else by_dose.get(None)
+        # a dose that went through single precision is the same dose
+        same = (row for d, row in by_dose.items() if d is not None and np.isclose(d, treatment.dose, rtol=1e-6, atol=0))
+        return next(same, None)
 
     def between(self, treatment: Treatment, context: str | None) -> tuple[np.ndarray, float]:
         """Variance of a new replicate's embedding around that of its treatment, ``(n_embedding,)``, and its degrees of freedom."""
@@ -127,21 +134,30 @@ class ObservedShifts:
         if row is not None:
             return self.design.between[row], float(self.design.between_freedom[row])
         others = ~self.design.is_control
-        return self.design.between[others].mean(0), float(self.design.between_freedom[others].min())
+        return self.design.between[others].mean(0), float(np.median(self.design.between_freedom[others]))
 
-    def _shrunken(self, seen: Shift, context: str) -> Shift:
+    def _shrunken(self, seen: Shift, context: str, z_control: np.ndarray, row: int | None) -> Shift:
         """Posterior mean of a shift that was seen, its prior being the shifts of all treatments of the context.
 
         A shift from few cells holds noise along many coordinates that treatments hardly differ in (empirical Bayes; Efron and Morris 1973,
-        J Am Stat Assoc 68, 117-130).
+        J Am Stat Assoc 68, 117-130). Added to the control that it was measured from, what is not shrunken of it cancels that
+        control's error.
         """
-        rows = [i for d in self.rows.values() for i in d.get(context, {}).values()]
-        if len(rows) < MIN_SHRUNKEN or seen.extrapolated:
+        if seen.extrapolated:
             return seen
-        mean = self.shift[rows].mean(0)
-        between = np.maximum(self.shift[rows].var(0, ddof=1) - self.variance[rows].mean(0), 0)
-        share = between / np.maximum(between + seen.variance, 1e-300)
-        return replace(seen, mean=mean + share * (seen.mean - mean), variance=share * seen.variance)
+        rows = [i for d in self.rows.values() for i in d.get(context, {}).values()]
+        mean, between, share = seen.mean, np.zeros_like(seen.mean), np.ones_like(seen.mean)
+        if len(rows) >= MIN_SHRUNKEN:
+            mean = self.shift[rows].mean(0)
+            between = np.maximum(self.shift[rows].var(0, ddof=1) - self.variance[rows].mean(0), 0)
+            share = between / np.maximum(between + seen.variance, 1e-300)
+        estimate = mean + share * (seen.mean - mean)
+        control = self.controls[context]
+        if row is None or not np.array_equal(z_control, self.design.z[control]):
+            return replace(seen, mean=estimate, variance=share * seen.variance)
+        error = self.control_variance[control]
+        variance = np.square(share) * self.control_variance[row] + np.square(1 - share) * (error + between)
+        return replace(seen, mean=estimate, variance=variance, holds_control=True)
 
     def _between_doses(self, dose: float, doses: list[float], rows: list[int]) -> Shift:
         """Linear in log(1 + dose) between neighbours, from no shift at no dose; the last shift beyond the last dose."""

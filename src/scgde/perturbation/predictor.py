@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+PREDICTED = "predicted"
+"""Label in columns of replicates of predicted cells, which are of none of those that were moved."""
+
 
 class PerturbationPredictor(EvaluationMixin, FilesMixin):
     r"""Predict populations of perturbed cells: in contexts, of perturbations and for combinations that were never seen.
@@ -206,10 +209,9 @@ class PerturbationPredictor(EvaluationMixin, FilesMixin):
     def heads(self) -> pd.DataFrame:
         """What was chosen so far, one row for each candidate with weight.
 
-        ``head`` is the situation, ``n_groups`` the number of groups that were left out in turn; then ``kernel``, ``noise``, ``slope``,
-        ``mean`` (whether there is a mean shift),
-        ``error`` (squared leave-one-out error over that of the mean shift, or of the sum of the parts for combinations) and
-        ``weight``. A head is fitted when something asks for it.
+        ``head`` is the situation, ``n_groups`` the number of groups that were left out in turn; then ``kernel``, ``noise``, ``slope``, ``mean``
+        (whether there is a mean shift), ``error`` (squared leave-one-out error over that of the mean shift, or of the sum of the parts for
+        combinations) and ``weight``. A head is fitted when something asks for it.
         """
         return self._fitted()[1].summary()
 
@@ -255,7 +257,7 @@ class PerturbationPredictor(EvaluationMixin, FilesMixin):
         names = pd.Index([t.name(self.sep) for t in treatments], name="perturbation", dtype=object)
         z = np.stack([controls.z + s.mean for s in shifts])
         frame = pd.DataFrame(z, index=names, columns=coordinate_names(z.shape[1]))
-        error = np.sqrt(np.stack([s.variance for s in shifts]) + controls.variance)
+        error = np.sqrt(np.stack([s.total(controls.variance) for s in shifts]))
         between = [self._fitted()[1].between(t, controls.context)[0] for t in treatments]
         frame.attrs = {
             "standard_error": error.tolist(),
@@ -292,8 +294,7 @@ class PerturbationPredictor(EvaluationMixin, FilesMixin):
             Control cells of your own, of a context that the model need not know. Of an AnnData that has the column of perturbations,
             the control cells are taken; of one that has the column of contexts and a ``context``, those of the context.
         n_cells
-            Cells for each perturbation. Control cells are used in random order, again and again where there are fewer; None for
-            each control cell once.
+            Cells for each perturbation, from control cells in random order, again and again where there are fewer; None for each once.
         dose
             Dose, or one for each perturbation (or several for one). Between doses that were seen a shift is interpolated, from none
             at dose 0; beyond the last it is held, with a warning, ``obs["gde_extrapolated"]`` and a wider error.
@@ -304,9 +305,9 @@ class PerturbationPredictor(EvaluationMixin, FilesMixin):
         unknown
             What to do about a perturbation that nothing describes: ``"raise"``, or take the mean shift of the others (``"mean"``).
         start
-            Cells that transport starts from. ``"auto"``: control cells; for a pair that was seen three quarters of them are cells of that pair
-            instead, moved from the embedding of their replicate, since they hold what the embedding does not (with ``n_cells`` a number and the
-            model's own control cells). ``"control"``: control cells always.
+            Cells that transport starts from. ``"auto"``: control cells; for a pair that was seen in several replicates three quarters of
+            them, but each at most once, are cells of that pair that trained the model, moved from the embedding of their replicate: they say
+            what another replicate is like better than control cells can (with ``n_cells`` a number and without ``adata``). ``"control"``: control cells always.
         batch
             Batch to decode under; each source cell's own by default.
         seed
@@ -341,9 +342,8 @@ class PerturbationPredictor(EvaluationMixin, FilesMixin):
         for treatment, shift in zip(treatments, shifts, strict=True):
             target = controls.z + shift.mean
             effects = self._targets.log_ratios(treatment, controls.context)
-            seen = []
-            if start == "auto" and method == "transport" and n_cells is not None:
-                seen = self._seen_cells(treatment, mover, shift)
+            many = start == "auto" and method == "transport" and n_cells is not None
+            seen = self._seen_cells(treatment, mover, shift) if many else []
             if method == "sample":
                 cells = mover.generate(target, n_cells)
             elif seen and n_cells is not None:
@@ -389,6 +389,10 @@ class PerturbationPredictor(EvaluationMixin, FilesMixin):
             amount = None if treatment.dose is None else f"{treatment.dose:g}"
             parts = [p for p in (controls.context if self.context_key else None, label, amount) if p]
             obs[keys[-1]] = pd.Categorical(["|".join(parts)] * len(obs))
+        if self.perturbation_key in keys:
+            batch = self.model.registry_["setup_args"]["batch_key"]
+            for key in set(keys) - {self.perturbation_key, self.context_key, self.dose_key, batch}:
+                obs[key] = pd.Categorical([PREDICTED] * len(obs))
         if self.dose_key is not None:
             obs[self.dose_key] = np.nan if treatment.dose is None else treatment.dose
         obs[f"{OWN_PREFIX}method"] = pd.Categorical([method] * len(obs))

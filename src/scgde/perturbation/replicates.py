@@ -18,9 +18,10 @@ def replicate_variance(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Variance between replicates beyond the sampling of their cells, of each pair of context and treatment.
 
-    Guides of some targets agree and of others do not, so that one variance for all would be too wide for most and too narrow for some: that of a
-    pair is drawn towards what is usual as far as the variances of all pairs are alike (Smyth 2004, Stat Appl Genet Mol Biol 3, 3).
-    Controls differ less than perturbations and are looked at apart; how a variance is spread over coordinates is taken from all pairs.
+    Pooled over pairs for each coordinate by the method of moments, times a factor of each pair. Guides of some targets agree and of others do
+    not, so that one variance for all would be too wide for most and too narrow for some: factors are drawn towards the usual one as far as
+    all are alike (Smyth 2004, Stat Appl Genet Mol Biol 3, 3).
+    Controls differ less than perturbations and are looked at apart.
 
     Parameters
     ----------
@@ -36,6 +37,8 @@ def replicate_variance(
     Variances, ``(pairs, n_embedding)``, zeros where no pair (of controls, or of perturbations) has replicates; and the degrees of freedom
     that each is known with, ``(pairs,)``.
     """
+    worst = np.nanmax(variance, initial=0.0)
+    variance = np.where(np.isfinite(variance), variance, worst)
     counts = np.bincount(codes, minlength=len(is_control))
     means, squares, expected, result = (np.zeros((len(counts), z.shape[1])) for _ in range(4))
     np.add.at(means, codes, z / counts[codes][:, None])
@@ -45,21 +48,19 @@ def replicate_variance(
     freedom = np.full(len(counts), np.inf)
     for kind in (is_control, ~is_control):
         own = np.flatnonzero(kind & (counts > 1))
-        profile = np.maximum((squares[own] - expected[own]).sum(0), 0.0)
-        if not profile.sum() > 0:
+        pooled = np.maximum((squares[own] - expected[own]).sum(0) / max((counts[own] - 1).sum(), 1), 0.0)
+        if not pooled.sum() > 0:
             continue
-        profile /= profile.sum()
-        scatter = deviation[np.isin(codes, own)]
-        spread = np.square(np.linalg.svd(scatter, compute_uv=False))
+        spread = np.square(np.linalg.svd(deviation[np.isin(codes, own)], compute_uv=False))
         # replicates less one, times the number of axes that they differ along
         known = (counts - 1) * spread.sum() ** 2 / np.square(spread).sum()
-        raw = squares[own].sum(1) / (counts[own] - 1)
-        usual, prior = usual_variance(raw, known[own])
-        sampling = np.zeros(len(counts))
-        np.add.at(sampling, codes, variance.sum(1) / counts[codes])
-        total = np.full(len(counts), usual)
-        total[own] = (prior * usual + known[own] * raw) / (prior + known[own])
-        result[kind] = np.maximum(total - sampling, 0.0)[kind, None] * profile
+        # over what the pooled variance and each pair's own sampling foresee: few cells are no reason to differ
+        foreseen = pooled.sum() + expected[own].sum(1) / (counts[own] - 1)
+        ratio = squares[own].sum(1) / (counts[own] - 1) / foreseen
+        usual, prior = usual_variance(ratio, known[own])
+        factor = np.full(len(counts), usual)
+        factor[own] = (prior * usual + known[own] * ratio) / (prior + known[own])
+        result[kind] = factor[kind, None] * pooled
         freedom[kind] = (prior + known)[kind]
     return result, freedom
 
@@ -72,13 +73,13 @@ def usual_variance(values: np.ndarray, freedom: np.ndarray) -> tuple[float, floa
     values, freedom
         Estimated variances and their degrees of freedom, ``(n,)``.
     """
-    logs = np.log(np.maximum(values, 1e-300)) - digamma(freedom / 2) + np.log(freedom / 2)
     low, high = FREEDOM_RANGE
-    prior = high
+    # identical replicates (the same cells under two labels) would be infinitely unusual
+    logs = np.log(np.maximum(values, 1e-5 * np.median(values))) - digamma(freedom / 2) + np.log(freedom / 2)
+    excess = -np.inf
     if len(values) >= MIN_VARIANCES:
         excess = float(logs.var(ddof=1) - polygamma(1, freedom / 2).mean())
-        if excess > polygamma(1, low / 2):
-            prior = low
-        elif excess > polygamma(1, high / 2):
-            prior = float(brentq(lambda d: polygamma(1, d / 2) - excess, low, high))
+    if excess <= polygamma(1, high / 2):  # nothing says that variances differ
+        return float((freedom * values).sum() / freedom.sum()), float(min(high, freedom.sum()))
+    prior = low if excess > polygamma(1, low / 2) else float(brentq(lambda d: polygamma(1, d / 2) - excess, low, high))
     return float(np.exp(logs.mean() + digamma(prior / 2) - np.log(prior / 2))), prior

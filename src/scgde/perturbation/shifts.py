@@ -87,7 +87,7 @@ class ShiftModel(ObservedShifts):
         if context is not None:
             seen = self.observed(treatment, context)
             if seen is not None:
-                return self._shrunken(seen, context)
+                return self._shrunken(seen, context, z_control, self.row_of(treatment, context))
         where = [c for c in self.rows.get(treatment.parts, {}) if c != context]
         if where:
             return self._elsewhere(treatment, context, where, z_control)
