@@ -2,10 +2,10 @@
 
 from importlib.metadata import version
 
-from . import datasets, ot, perturbation, pl, tl
+from . import datasets, lineage, ot, perturbation, pl, tl
 from .model import GDEModel
 from .perturbation import PerturbationPredictor
 
-__all__ = ["GDEModel", "PerturbationPredictor", "datasets", "ot", "perturbation", "pl", "tl"]
+__all__ = ["GDEModel", "PerturbationPredictor", "datasets", "lineage", "ot", "perturbation", "pl", "tl"]
 
 __version__ = version("scgde")

@@ -1,0 +1,117 @@
+"""Mutual information from neighbours: against closed forms, the null, and what goes wrong."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.special import digamma
+
+from scgde.datasets import lineage_information
+from scgde.lineage import Projection, clone_information, ksg_information
+
+
+def gaussian(n, d, r, seed=0):
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(n, d))
+    return x, r * x + np.sqrt(1 - r**2) * rng.normal(size=(n, d))
+
+
+def compositions(n, n_cells=5, seed=0):
+    """Early and late compositions of clones, with the information that their cells share."""
+    rng = np.random.default_rng(seed)
+    laws = 0.2 / 3 + 0.8 * np.eye(3)
+    joint = (0.05 + 0.85 * np.eye(3)) / 3
+    pairs = rng.choice(9, size=n, p=joint.ravel() / joint.sum())
+    early, late = (np.array([rng.multinomial(n_cells, laws[i]) for i in v]) for v in (pairs // 3, pairs % 3))
+    early, late = (v / n_cells + 0.02 * rng.normal(size=v.shape) for v in (early, late))
+    # unrelated coordinates, of the size of the others
+    noise = rng.normal(size=(2, n, 30)) * 0.5
+    names = [f"clone_{i}" for i in range(n)]
+    frames = [pd.DataFrame(np.hstack(v), index=names) for v in ((early, noise[0]), (late, noise[1]))]
+    return *frames, lineage_information(joint / joint.sum(), laws, laws, n_cells, n_cells)
+
+
+class TestKSG:
+    """The estimator."""
+
+    @pytest.mark.parametrize(("d", "r"), [(1, 0.9), (2, 0.6)])
+    def test_gaussian(self, d, r):
+        value = ksg_information(*gaussian(3000, d, r)).mean()
+        assert value == pytest.approx(-d / 2 * np.log2(1 - r**2), abs=0.06)
+
+    def test_independent(self):
+        assert abs(ksg_information(*gaussian(2000, 2, 0.0)).mean()) < 0.06
+
+    def test_is_symmetric_and_keeps_order(self):
+        x, y = gaussian(300, 1, 0.8)
+        one, other = ksg_information(x, y), ksg_information(y, x)
+        assert one == pytest.approx(other, abs=1e-6)
+        order = np.random.default_rng(0).permutation(300)
+        assert ksg_information(x[order], y[order]) == pytest.approx(one[order], abs=1e-6)
+
+    @pytest.mark.parametrize("k", [1, 4])
+    def test_neighbours_counted_one_by_one(self, k):
+        x, y = gaussian(60, 2, 0.7)
+        near_x, near_y = (np.abs(v[:, None] - v[None]).max(2) for v in (x, y))
+        both = np.maximum(near_x, near_y)
+        expected = []
+        for i in range(60):
+            reach = np.sort(np.delete(both[i], i))[k - 1]
+            n_x, n_y = ((np.delete(v[i], i) < reach).sum() for v in (near_x, near_y))
+            expected.append((digamma(k) + digamma(60) - digamma(n_x + 1) - digamma(n_y + 1)) / np.log(2))
+        assert ksg_information(x, y, k) == pytest.approx(expected)
+
+    def test_input_that_cannot_be(self):
+        x, y = gaussian(20, 1, 0.5)
+        with pytest.raises(ValueError, match="k=20"):
+            ksg_information(x, y, k=20)
+        with pytest.raises(ValueError, match="rows"):
+            ksg_information(x, y[:-1])
+        with pytest.raises(ValueError, match="NaN"):
+            ksg_information(np.where(x > 1, np.nan, x), y)
+
+
+class TestClones:
+    """Held-out clones, projection and null."""
+
+    def test_is_that_of_the_observed_cells(self):
+        early, late, expected = compositions(2000)
+        found = clone_information(early, late, n_permutations=20)
+        assert found.bits == pytest.approx(expected, rel=0.12)
+        assert found.interval[0] < found.bits < found.interval[1]
+        assert found.n_components == 2
+        assert found.n_clones == 1000
+        assert found.pointwise.mean() == pytest.approx(found.raw)
+        assert found.p_value == pytest.approx(1 / 21)
+
+    def test_shuffled_clones_share_nothing(self):
+        early, late, _ = compositions(1000)
+        late.index = np.random.default_rng(0).permutation(late.index)
+        found = clone_information(early, late, n_permutations=40)
+        assert abs(found.bits) < 0.2
+        assert found.p_value > 0.02
+
+    def test_without_projection_little_is_seen(self):
+        early, late, expected = compositions(1000)
+        assert ksg_information(early.to_numpy(), late.to_numpy()).mean() < 0.6 * expected
+
+    def test_projection_to_training_clones_does_not_see_the_others(self):
+        early, late, _ = compositions(400)
+        chosen = list(early.index[:200])
+        one = clone_information(early, late, training=chosen, n_permutations=5)
+        assert set(one.pointwise.index) == set(early.index[200:])
+        changed = early.copy()
+        changed.iloc[250:] += 10.0
+        left, right = (Projection(e.loc[chosen], late.loc[chosen]).axes[0] for e in (early, changed))
+        assert left == pytest.approx(right)
+
+    def test_clones_at_one_time_have_no_part(self):
+        early, late, _ = compositions(200)
+        found = clone_information(early.iloc[:150], late.iloc[50:], n_permutations=5)
+        assert found.n_clones == 50
+
+    def test_input_that_cannot_be(self):
+        early, late, _ = compositions(100)
+        with pytest.raises(ValueError, match="at least 10"):
+            clone_information(early.iloc[:15], late, n_permutations=5)
+        with pytest.raises(ValueError, match="several rows"):
+            clone_information(pd.concat([early, early]), late)
