@@ -1,0 +1,183 @@
+"""What becomes of clones: classes or compositions of late cells from early embeddings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
+from sklearn.model_selection import KFold
+
+from scgde.lineage.information import MIN_CLONES
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+PENALTIES = np.logspace(-3, 2, 8)
+"""Inverse ridge penalties to choose from."""
+
+N_FOLDS = 5
+
+
+@dataclass(frozen=True)
+class Fate:
+    """Predicted fates of clones that were left out.
+
+    Attributes
+    ----------
+    probabilities
+        Clones x classes; rows add up to one.
+    truth
+        Late composition of the same clones, likewise.
+    auroc
+        Area under the curve of each class against the others, by the class with the largest share; NaN for classes that no clone, or every
+        one, is of.
+    log_loss, baseline
+        Mean cross-entropy in bits of the late composition under the prediction, and under the mean composition of training clones.
+    penalty
+        Inverse penalty that was chosen by cross-validation among training clones.
+    """
+
+    probabilities: pd.DataFrame
+    truth: pd.DataFrame
+    auroc: pd.Series
+    log_loss: float
+    baseline: float
+    penalty: float
+
+    @property
+    def mean_auroc(self) -> float:
+        """Mean over classes."""
+        return float(self.auroc.mean())
+
+
+def posterior_embedding(embedding: pd.DataFrame, standard_error: pd.DataFrame) -> pd.DataFrame:
+    r"""Embeddings of small populations drawn towards those of all, by how little their cells tell.
+
+    Posterior means :math:`m + B (B + S_i)^{-1} (z_i - m)`, with the sampling covariance ``S`` (diagonal) of each population and the covariance ``B``
+    between true embeddings, which is that of the observed ones less the mean of ``S`` (Efron and Morris 1973, J Am Stat Assoc 68, 117-130).
+
+    Parameters
+    ----------
+    embedding, standard_error
+        From :meth:`GDEModel.get_population_embedding` and :meth:`GDEModel.get_population_standard_error`, populations x coordinates.
+        Populations without a standard error (one cell) take the largest.
+
+    Returns
+    -------
+    DataFrame of the same form.
+
+    Raises
+    ------
+    ValueError
+        If rows or columns differ.
+    """
+    if not (embedding.index.equals(standard_error.index) and embedding.shape == standard_error.shape):
+        message = "embedding and standard_error must have the same populations and coordinates, in the same order."
+        raise ValueError(message)
+    z, s = embedding.to_numpy(dtype=np.float64), np.square(standard_error.to_numpy(dtype=np.float64))
+    s = np.where(np.isfinite(s), s, np.nanmax(s, axis=0, initial=0.0))
+    mean = z.mean(0)
+    size, axes = np.linalg.eigh(np.cov(z, rowvar=False).reshape(z.shape[1], -1) - np.diag(s.mean(0)))
+    between = (axes * np.maximum(size, 0.0)) @ axes.T
+    result = np.stack(
+        [
+            mean + between @ np.linalg.lstsq(between + np.diag(v), r - mean, rcond=None)[0]
+            for r, v in zip(z, s, strict=True)
+        ]
+    )
+    return pd.DataFrame(result, index=embedding.index, columns=embedding.columns)
+
+
+def predict_fate(
+    early: pd.DataFrame,
+    late: pd.Series | pd.DataFrame,
+    *,
+    training: Sequence[str] | None = None,
+    seed: int = 0,
+) -> Fate:
+    """Fates of left-out clones from their early embeddings, by ridge-penalised multinomial regression.
+
+    Parameters
+    ----------
+    early
+        Embeddings, clones x coordinates (see :func:`posterior_embedding` for clones of few cells).
+    late
+        Class of each clone, or composition of its late cells (clones x classes, not negative; counts will do). Clones in one of
+        them only have no part.
+    training
+        Clones to learn from; by default every second one. The penalty is chosen among them by cross-validation over clones.
+    seed
+        Seed of the split and the folds.
+
+    Raises
+    ------
+    ValueError
+        If there are too few clones, one class only, several rows for a clone, or a composition is negative or empty.
+    """
+    if not (early.index.is_unique and late.index.is_unique):
+        message = "early or late has several rows for a clone; give one embedding and one fate for each."
+        raise ValueError(message)
+    composition = _composition(late)
+    clones = early.index.intersection(composition.index)
+    rng = np.random.default_rng(seed)
+    own = rng.permutation(len(clones)) % 2 == 0 if training is None else np.asarray(clones.isin(list(training)))
+    if own.sum() < MIN_CLONES or (~own).sum() < 1:
+        message = (
+            f"{own.sum()} clones to learn from and {(~own).sum()} to predict; at least {MIN_CLONES} and 1 are needed."
+        )
+        raise ValueError(message)
+    y = composition.loc[clones].to_numpy()
+    classes = y[own].sum(0) > 0
+    if classes.sum() < 2:
+        message = "All clones to learn from have the same fate: there is nothing to predict."
+        raise ValueError(message)
+    x = early.loc[clones].to_numpy(dtype=np.float64)
+    x = (x - x[own].mean(0)) / max(float(x[own].std(0).mean()), 1e-12)
+    penalty = _choose(x[own], y[own], seed)
+    probability = _fit_predict(x[own], y[own], x[~own], penalty)
+    mean = y[own].mean(0)
+    names, held = composition.columns, clones[~own]
+    truth = pd.DataFrame(y[~own], index=held, columns=names)
+    frame = pd.DataFrame(probability, index=held, columns=names)
+    main, auroc = y[~own].argmax(1), {}
+    for i, name in enumerate(names):
+        is_one = main == i
+        auroc[name] = roc_auc_score(is_one, probability[:, i]) if 0 < is_one.sum() < len(main) else np.nan
+    return Fate(frame, truth, pd.Series(auroc), _bits(y[~own], probability), _bits(y[~own], mean[None]), penalty)
+
+
+def _composition(late: pd.Series | pd.DataFrame) -> pd.DataFrame:
+    if isinstance(late, pd.Series):
+        return pd.get_dummies(late.dropna().astype(str)).astype(float)
+    values = late.to_numpy(dtype=np.float64)
+    if not np.isfinite(values).all() or (values < 0).any() or (values.sum(1) <= 0).any():
+        message = "late holds compositions that are negative, missing or empty; drop clones without late cells."
+        raise ValueError(message)
+    return pd.DataFrame(values / values.sum(1, keepdims=True), index=late.index, columns=late.columns)
+
+
+def _fit_predict(x: np.ndarray, y: np.ndarray, new: np.ndarray, penalty: float) -> np.ndarray:
+    """Probabilities of all classes; each clone counts once, split over its classes."""
+    rows, classes = np.nonzero(y > 0)
+    result = np.zeros((len(new), y.shape[1]))
+    if len(np.unique(classes)) < 2:
+        result[:, classes[0]] = 1.0
+        return result
+    model = LogisticRegression(C=penalty, max_iter=2000).fit(x[rows], classes, sample_weight=y[rows, classes])
+    result[:, model.classes_] = model.predict_proba(new)
+    return result
+
+
+def _choose(x: np.ndarray, y: np.ndarray, seed: int) -> float:
+    folds = list(KFold(min(N_FOLDS, len(x)), shuffle=True, random_state=seed).split(x))
+    losses = [np.mean([_bits(y[b], _fit_predict(x[a], y[a], x[b], c)) for a, b in folds]) for c in PENALTIES]
+    return float(PENALTIES[int(np.argmin(losses))])
+
+
+def _bits(truth: np.ndarray, probability: np.ndarray) -> float:
+    """Mean cross-entropy in bits; a class that was never seen costs as much as one in a million."""
+    return float(-(truth * np.log2(np.maximum(probability, 1e-6))).sum(1).mean())
