@@ -22,6 +22,7 @@ from scgde._constants import OWN_PREFIX, POPULATION_KEY
 from scgde._model_embedding import EmbeddingMixin
 from scgde._model_files import ModelFilesMixin
 from scgde._model_generation import GenerationMixin
+from scgde._model_groups import GroupsMixin
 from scgde._model_paths import PathsMixin
 from scgde._model_training import TrainingMixin, check_choice
 from scgde.data import PopulationField
@@ -45,7 +46,9 @@ MAX_CONTINUOUS = 128
 """Widest continuous row: the latent is the row itself, and its covariance must be decomposed for every set."""
 
 
-class GDEModel(TrainingMixin, ModelFilesMixin, EmbeddingMixin, GenerationMixin, PathsMixin, BaseModelClass):
+class GDEModel(
+    TrainingMixin, ModelFilesMixin, EmbeddingMixin, GroupsMixin, GenerationMixin, PathsMixin, BaseModelClass
+):
     """Generative distribution embeddings of populations of cells.
 
     Groups the cells of an AnnData into populations (clones, perturbations, samples, time points), learns a cell latent
