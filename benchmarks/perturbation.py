@@ -311,7 +311,7 @@ def main() -> None:
                     f"\n{metric} of each population\n{wide.dropna(how='all').to_string(float_format='{:.3f}'.format)}"
                 )
         facts: dict[str, Any] = {
-            "populations": int(rows.groupby(["context", "perturbation"], dropna=False).ngroups),
+            "populations": len(rows.drop_duplicates([c for c in ("context", "perturbation", "guide") if c in rows])),
             "situations": rows.loc[rows["method"] == "scgde", "situation"].value_counts().to_dict(),
             "E-distance over that of (means, median, worst; share of populations with less)": against_rows(rows),
             "cpu_seconds": round(float(rows.drop_duplicates("seed")["cpu_seconds"].mean()), 1),

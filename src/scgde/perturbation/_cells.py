@@ -199,7 +199,7 @@ def move_both(
     """Cells of a population with the embedding ``target``: :data:`SEEN_SHARE` moved cells of the pair itself, each once, the others moved control cells.
 
     Control cells know nothing of what the embedding does not hold of the perturbed ones; those are few, and know too much of their own
-    replicates. Errors of the two differ: the mean of a mixture is nearer to that of a new replicate than the mean of either.
+    replicates. A mixture is nearer to a new replicate in distribution than moved control cells, and nearer in the mean than their own.
     """
     n_seen = min(int(SEEN_SHARE * n_cells), len(seen.position))
     blocks = [mover.move(target, mover.choose(n_cells - n_seen), effects), *seen.move(target, n_seen)]
