@@ -166,6 +166,9 @@ class TrainingMixin:
         self._fit_rows(datamodule, components, seed)
         if components is not None and options.get("contrast_weight") != 0:
             datamodule.set_contrasts(population_contrasts(datamodule.table, datamodule.train_idx, components))
+        if options.get("auxiliary") is not None:
+            rows = np.sort(np.concatenate([datamodule.train_idx, datamodule.val_idx]))
+            options["auxiliary"].prepare(datamodule.table, rows, self.module.set_encoder.n_embedding)
         n_contrasts = 0 if datamodule.contrasts is None else datamodule.contrasts.shape[1]
         epochs = default_epochs(
             datamodule.n_cell_batches,

@@ -105,6 +105,9 @@ class GDETrainingPlan(pl.LightningModule):
     contrast_weight
         Weight of the term that keeps contrasts between populations in the cell latent
         (:func:`scgde.contrasts.population_contrasts`).
+    auxiliary
+        A further term of the population phase, of the embeddings of training sets, such as
+        :class:`scgde.perturbation.PredictableShifts`.
     clip
         Largest norm of a gradient.
     seed
@@ -125,6 +128,7 @@ class GDETrainingPlan(pl.LightningModule):
         kl_warmup: float = 0.2,
         contrast_weight: float = 3.0,
         n_contrasts: int = 0,
+        auxiliary: nn.Module | None = None,
         clip: float = 50.0,
         seed: int = 0,
     ) -> None:
@@ -135,6 +139,7 @@ class GDETrainingPlan(pl.LightningModule):
         self.weight_decay, self.eps = weight_decay, eps
         self.kl_weight, self.kl_warmup = kl_weight, kl_warmup
         self.contrast_weight = contrast_weight if n_contrasts else 0.0
+        self.auxiliary = auxiliary
         self.clip = clip
         self.seed = seed
         self._sums: dict[str, dict[str, tuple[Any, int]]] = {"train": {}, "validation": {}}
@@ -240,7 +245,16 @@ class GDETrainingPlan(pl.LightningModule):
         terms = self.module.population_loss(batch, noise)
         logs = {f"{mode}_loss": terms["loss"]}
         logs |= {f"{name}_{mode}": value for name, value in terms.items() if name != "loss"}
-        return terms["loss"], logs, batch[BATCH_KEYS.SOURCES].shape[0]
+        loss, sources = terms["loss"], batch[BATCH_KEYS.SOURCES]
+        if self.auxiliary is not None and mode == "train":
+            scored = batch.get(BATCH_KEYS.SCORED)
+            rows = slice(None) if scored is None else ~scored
+            u, segment = batch[BATCH_KEYS.U_MEAN][rows], batch[BATCH_KEYS.SEGMENT][rows]
+            z = self.module.set_encoder(u, segment, n_sets=len(sources))
+            extra = self.auxiliary(z, sources, batch[BATCH_KEYS.SOURCE_WEIGHTS])
+            loss = loss + extra
+            logs[f"auxiliary_{mode}"] = extra
+        return loss, logs, len(sources)
 
     def _log(self, values: dict[str, Tensor], mode: str, batch_size: int, *, last: bool) -> None:
         """Log means over an epoch's batches, each weighing by its size, with the last of them.

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from scgde import GDEModel
+    from scgde.data import CellTable
 
 MAX_ENTRIES = 40_000_000
 """Entries of the dense expression that components are fitted on."""
@@ -46,12 +47,20 @@ def gene_loadings(model: GDEModel, genes: Sequence[Any], n_components: int = 20,
     -------
     DataFrame, genes x components; None if no gene is of the data or rows are no counts.
     """
-    names = pd.Index(np.asarray(model._variables(), dtype=object).astype(str))
-    chosen = [str(g) for g in genes if str(g) in names]
-    if not chosen or not model.module.observation.is_count:
+    if not model.module.observation.is_count:
         return None
-    table = model._table()
-    values = log_normalise(table.rows(subsample(np.asarray(model.train_indices_), cells_at_most(len(names)), seed)))
+    return loadings_of(model._table(), np.asarray(model.train_indices_), genes, n_components, seed)
+
+
+def loadings_of(
+    table: CellTable, rows: np.ndarray, genes: Sequence[Any], n_components: int = 20, seed: int = 0
+) -> pd.DataFrame | None:
+    """:func:`gene_loadings` of the cells ``rows`` of a table of counts."""
+    names = pd.Index(np.asarray(table.var_names, dtype=object).astype(str))
+    chosen = [str(g) for g in genes if str(g) in names]
+    if not chosen:
+        return None
+    values = log_normalise(table.rows(subsample(rows, cells_at_most(len(names)), seed)))
     spread = values.std(0)
     values = (values - values.mean(0)) / np.where(spread > 0, spread, 1.0)
     count = min(n_components, *(n - 1 for n in values.shape))
