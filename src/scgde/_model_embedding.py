@@ -12,10 +12,10 @@ import torch
 from anndata import AnnData
 
 from scgde import ot
-from scgde._constants import OWN_PREFIX, SCVI_PREFIX
+from scgde._constants import OWN_PREFIX
 from scgde.data import CellTable, cell_table
 from scgde.data.cells import check_counts, subset_codes
-from scgde.data.populations import as_label
+from scgde.data.populations import as_label, constant_columns
 from scgde.generation import find_labels
 from scgde.inference import Embedding, coordinate_names, embed, encode_cells
 from scgde.observations import COUNT_LIKELIHOODS
@@ -263,7 +263,7 @@ class EmbeddingMixin:
     ) -> AnnData:
         """:meth:`get_population_adata` without distances, which many populations have too many of."""
         table, rows, embedding, _ = self._embed(adata, indices, batch_size)
-        obs = _constant_columns(table.obs.iloc[rows], embedding.codes, len(embedding.labels), self._population_keys())
+        obs = constant_columns(table.obs.iloc[rows], embedding.codes, len(embedding.labels), self._population_keys())
         obs.index = pd.Index(embedding.labels, dtype=str)
         for name, values in (
             ("n_cells", embedding.n_cells),
@@ -379,26 +379,3 @@ def _euclidean(z: np.ndarray) -> np.ndarray:
     from scipy.spatial.distance import pdist, squareform
 
     return squareform(pdist(z))
-
-
-def _constant_columns(obs: pd.DataFrame, codes: np.ndarray, n: int, keys: list[str]) -> pd.DataFrame:
-    """One row for each population with the columns that are constant in all of them."""
-    assigned = codes >= 0
-    obs, codes = obs.iloc[assigned], codes[assigned]
-    first = np.full(n, -1)
-    first[codes[::-1]] = np.arange(len(codes))[::-1]
-    columns = {}
-    for name in obs.columns:
-        if str(name).startswith(SCVI_PREFIX):
-            continue
-        values = obs[name]
-        try:
-            numbers = pd.factorize(values)[0]  # missing values are one value of their own, -1
-        except TypeError:  # lists and the like cannot be compared
-            continue
-        if name in keys or (numbers == numbers[first][codes]).all():
-            column = values.iloc[first].reset_index(drop=True)
-            if isinstance(column.dtype, pd.CategoricalDtype):
-                column = column.cat.remove_unused_categories()
-            columns[name] = column
-    return pd.DataFrame(columns, index=range(n))

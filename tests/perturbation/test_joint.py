@@ -104,6 +104,12 @@ class TestTraining:
         assert history[-1] < 0.6 * history[0]
         assert unpredicted(together, features) < 0.9 * unpredicted(two_steps, features)
 
+    def test_a_column_that_varies_within_populations_is_refused(self, screen, quick_model, features):
+        mixed = screen.copy()
+        mixed.obs["half"] = np.where(np.arange(mixed.n_obs) % 2, "control", "p0")
+        with pytest.raises(ValueError, match="varies within"):
+            train(mixed, quick_model, PredictableShifts("half", "control", features=features), max_epochs=2)
+
     def test_the_users_random_state_is_left_alone(self, screen, quick_model, features):
         joint = PredictableShifts("perturbation", "control", features=features, context_key="context")
         torch.manual_seed(0)

@@ -183,7 +183,11 @@ class TestCells:
 
     def test_spread_of_replicates_is_reported(self, predictor):
         frame = predictor.predict_embedding(["p0", "p1"])
-        assert np.shape(frame.attrs["replicate_error"]) == (2, 24)
+        error = np.array(frame.attrs["replicate_error"])
+        assert error.shape == (2, 24)
+        between = predictor._design.between[predictor._shifts.row_of(Treatment(("p0",)), "all")]
+        assert error[0] ** 2 == pytest.approx(between)
+        assert error[0].max() > 0
 
     def test_a_new_replicate_is_nearest_to_both(self, predictor, screen):
         new = screen[screen.obs["guide"] == "p2_c"].copy()

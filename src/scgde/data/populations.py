@@ -276,3 +276,26 @@ def _floor(share: float) -> int:
 
 def _sorted(parts: list[np.ndarray]) -> np.ndarray:
     return np.sort(np.concatenate(parts)) if parts else np.empty(0, dtype=int)
+
+
+def constant_columns(obs: pd.DataFrame, codes: np.ndarray, n: int, keys: list[str]) -> pd.DataFrame:
+    """One row for each population with the columns that are constant in all of them."""
+    assigned = codes >= 0
+    obs, codes = obs.iloc[assigned], codes[assigned]
+    first = np.full(n, -1)
+    first[codes[::-1]] = np.arange(len(codes))[::-1]
+    columns = {}
+    for name in obs.columns:
+        if str(name).startswith(SCVI_PREFIX):
+            continue
+        values = obs[name]
+        try:
+            numbers = pd.factorize(values)[0]  # missing values are one value of their own, -1
+        except TypeError:  # lists and the like cannot be compared
+            continue
+        if name in keys or (numbers == numbers[first][codes]).all():
+            column = values.iloc[first].reset_index(drop=True)
+            if isinstance(column.dtype, pd.CategoricalDtype):
+                column = column.cat.remove_unused_categories()
+            columns[name] = column
+    return pd.DataFrame(columns, index=range(n))

@@ -12,7 +12,15 @@ from anndata import AnnData
 from scipy.special import logsumexp
 
 from scgde.datasets import _laws
-from scgde.datasets.simulate import _assemble, _check_integer, _check_real, _draw_cells
+from scgde.datasets.simulate import (
+    _assemble,
+    _check_expression,
+    _check_integer,
+    _check_real,
+    _check_sizes,
+    _draw_cells,
+    _expression,
+)
 
 MAX_OUTCOMES = 2_000_000
 """Pairs of early and late outcomes that information is summed over at most."""
@@ -87,18 +95,17 @@ def simulate_lineage(
         ("n_clones", n_clones, 1),
         ("n_fates", n_fates, 2),
         ("n_early_states", n_early_states, n_fates),
-        ("n_genes", n_genes, 1),
-        ("n_latent", n_latent, 1),
-        ("seed", seed, 0),
     ):
         _check_integer(name, count, least)
-    for name, value in {"separation": separation, "depth": depth, "dispersion": dispersion}.items():
-        _check_real(name, value, "a finite number above 0", lambda number: number > 0)
-    _check_real("depth_sd", depth_sd, "a finite number of at least 0", lambda number: number >= 0)
+    _check_expression(n_latent, n_genes, depth, depth_sd, dispersion, seed)
+    _check_real("separation", separation, "a finite number above 0", lambda number: number > 0)
     for name, value in {"fidelity": fidelity, "bias": bias, "purity": purity}.items():
         _check_real(name, value, "a fraction from 0 to 1", lambda number: 0 <= number <= 1)
     _check_real("unbarcoded", unbarcoded, "a fraction of at least 0 and below 1", lambda number: 0 <= number < 1)
-    sizes = {"early": _sizes("early_cells", early_cells), "late": _sizes("late_cells", late_cells)}
+    sizes = {
+        name: _check_sizes(cells, name=f"{name}_cells", least=0)
+        for name, cells in (("early", early_cells), ("late", late_cells))
+    }
 
     law_rng, gene_rng, cell_rng = np.random.default_rng([seed, 3]).spawn(3)
     own = np.arange(n_early_states) % n_fates == np.arange(n_fates)[:, None]
@@ -131,14 +138,10 @@ def simulate_lineage(
         "populations": states,
         "mean": mean,
         "covariance": _laws.draw_covariances(law_rng, n_states, n_latent),
-        "loadings": gene_rng.normal(0, 0.5, size=(n_latent, n_genes)) / np.sqrt(separation),
-        "offsets": gene_rng.normal(0, 1.2, size=n_genes),
-        "genes": np.array([f"gene_{i}" for i in range(n_genes)]),
-        "batch_shift": np.zeros((1, n_genes)),
-        "depth": float(depth),
-        "depth_sd": float(depth_sd),
-        "dispersion": float(dispersion),
-        "seed": int(seed),
+        # states are far apart: less of that is in each gene
+        **_expression(
+            gene_rng, n_latent, n_genes, depth, depth_sd, dispersion, seed, loadings_sd=0.5 / np.sqrt(separation)
+        ),
         "design": "lineage_memory",
         "early_laws": early_laws,
         "late_laws": late_laws,
@@ -212,18 +215,6 @@ def fate_probabilities(counts: np.ndarray, joint: np.ndarray, early_laws: np.nda
     weight = np.exp(likelihood - logsumexp(likelihood, axis=1, keepdims=True))
     result = weight @ joint
     return result / result.sum(1, keepdims=True)
-
-
-def _sizes(name: str, sizes: Any) -> tuple[int, int]:
-    """Smallest and largest number of cells of a clone, which may be none."""
-    try:
-        low, high = sizes
-    except (TypeError, ValueError) as error:
-        message = f"`{name}` is {sizes!r}: give the smallest and the largest number of cells of a clone."
-        raise TypeError(message) from error
-    _check_integer(f"{name}[0]", low, 0)
-    _check_integer(f"{name}[1]", high, low)
-    return int(low), int(high)
 
 
 def _lump(laws: np.ndarray) -> np.ndarray:

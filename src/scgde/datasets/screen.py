@@ -9,7 +9,15 @@ import pandas as pd
 from anndata import AnnData
 
 from scgde.datasets import _laws
-from scgde.datasets.simulate import _assemble, _check_integer, _check_real, _check_sizes, _draw_cells
+from scgde.datasets.simulate import (
+    _assemble,
+    _check_expression,
+    _check_integer,
+    _check_real,
+    _check_sizes,
+    _draw_cells,
+    _expression,
+)
 
 CONTROL = "control"
 
@@ -89,15 +97,11 @@ def simulate_screen(
         ("n_contexts", n_contexts, 1),
         ("n_pathways", n_pathways, 1),
         ("control_cells", control_cells, 1),
-        ("n_genes", n_genes, 1),
-        ("n_latent", n_latent, 1),
-        ("seed", seed, 0),
     ):
         _check_integer(name, count, least)
-    for name, value in {"effect": effect, "depth": depth, "dispersion": dispersion}.items():
-        _check_real(name, value, "a finite number above 0", lambda number: number > 0)
-    for name, value in {"context_effect": context_effect, "depth_sd": depth_sd}.items():
-        _check_real(name, value, "a finite number of at least 0", lambda number: number >= 0)
+    _check_expression(n_latent, n_genes, depth, depth_sd, dispersion, seed)
+    _check_real("effect", effect, "a finite number above 0", lambda number: number > 0)
+    _check_real("context_effect", context_effect, "a finite number of at least 0", lambda number: number >= 0)
     _check_real("interacting", interacting, "a fraction from 0 to 1", lambda number: 0 <= number <= 1)
     low, high = _check_sizes(cells_per_population, 1)
     n_pairs = n_perturbations * (n_perturbations - 1) // 2
@@ -123,14 +127,7 @@ def simulate_screen(
         "populations": labels["population"].to_numpy(dtype=str),
         "mean": mean,
         "covariance": covariance,
-        "loadings": gene_rng.normal(0, 0.5, size=(n_latent, n_genes)),
-        "offsets": gene_rng.normal(0, 1.2, size=n_genes),
-        "genes": np.array([f"gene_{i}" for i in range(n_genes)]),
-        "batch_shift": np.zeros((1, n_genes)),
-        "depth": float(depth),
-        "depth_sd": float(depth_sd),
-        "dispersion": float(dispersion),
-        "seed": int(seed),
+        **_expression(gene_rng, n_latent, n_genes, depth, depth_sd, dispersion, seed),
         "design": "screen",
         "perturbations": np.array(names[1 : n_perturbations + 1]),
         "pathway": effects["pathway"],

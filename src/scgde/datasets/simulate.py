@@ -129,15 +129,12 @@ def simulate_populations(
         "n_time_points": n_time_points,
         "n_fates": n_fates,
         "n_contexts": n_contexts,
-        "n_genes": n_genes,
-        "n_latent": n_latent,
         "n_batches": n_batches,
     }.items():
         _check_integer(name, count, 1)
-    _check_integer("seed", seed, 0)
-    for name, value in {"depth": depth, "dispersion": dispersion, "batch_effect": batch_effect}.items():
-        _check_real(name, value, "a finite number above 0", lambda number: number > 0)
-    for name, value in {"depth_sd": depth_sd, "loadings_sd": loadings_sd, "offsets_sd": offsets_sd}.items():
+    _check_expression(n_latent, n_genes, depth, depth_sd, dispersion, seed)
+    _check_real("batch_effect", batch_effect, "a finite number above 0", lambda number: number > 0)
+    for name, value in {"loadings_sd": loadings_sd, "offsets_sd": offsets_sd}.items():
         _check_real(name, value, "a finite number of at least 0", lambda number: number >= 0)
     _check_real("batch_genes", batch_genes, "a fraction from 0 to 1", lambda number: 0 <= number <= 1)
     _check_real("unassigned_fraction", unassigned_fraction, "a fraction below 1", lambda number: 0 <= number < 1)
@@ -162,14 +159,8 @@ def simulate_populations(
         "mean": laws.mean,
         "covariance": laws.covariance,
         "w2": pairwise_gaussian_wasserstein(laws.mean, laws.covariance),
-        "loadings": gene_rng.normal(0, loadings_sd, size=(n_latent, n_genes)),
-        "offsets": gene_rng.normal(0, offsets_sd, size=n_genes),
-        "genes": np.array([f"gene_{i}" for i in range(n_genes)]),
+        **_expression(gene_rng, n_latent, n_genes, depth, depth_sd, dispersion, seed, loadings_sd, offsets_sd),
         "batch_shift": batch_shift,
-        "depth": float(depth),
-        "depth_sd": float(depth_sd),
-        "dispersion": float(dispersion),
-        "seed": int(seed),
         "design": str(design),
     }
 
@@ -261,6 +252,39 @@ def simulate_cells(
     return _assemble(counts[:, columns], latent, labels, batches, deepcopy(truth), adata.var_names)
 
 
+def _check_expression(n_latent: int, n_genes: int, depth: float, depth_sd: float, dispersion: float, seed: int) -> None:
+    """Raise if an argument that all simulations share is out of range."""
+    for name, count, least in (("n_latent", n_latent, 1), ("n_genes", n_genes, 1), ("seed", seed, 0)):
+        _check_integer(name, count, least)
+    for name, value in {"depth": depth, "dispersion": dispersion}.items():
+        _check_real(name, value, "a finite number above 0", lambda number: number > 0)
+    _check_real("depth_sd", depth_sd, "a finite number of at least 0", lambda number: number >= 0)
+
+
+def _expression(
+    rng: np.random.Generator,
+    n_latent: int,
+    n_genes: int,
+    depth: float,
+    depth_sd: float,
+    dispersion: float,
+    seed: int,
+    loadings_sd: float = 0.5,
+    offsets_sd: float = 1.2,
+) -> dict[str, Any]:
+    """How latents become counts, in one batch: the part of the truth that all simulations share."""
+    return {
+        "loadings": rng.normal(0, loadings_sd, size=(n_latent, n_genes)),
+        "offsets": rng.normal(0, offsets_sd, size=n_genes),
+        "genes": np.array([f"gene_{i}" for i in range(n_genes)]),
+        "batch_shift": np.zeros((1, n_genes)),
+        "depth": float(depth),
+        "depth_sd": float(depth_sd),
+        "dispersion": float(dispersion),
+        "seed": int(seed),
+    }
+
+
 def _draw_cells(
     rng: np.random.Generator, truth: dict[str, Any], population: np.ndarray, batch: np.ndarray
 ) -> tuple[np.ndarray, csr_matrix]:
@@ -320,19 +344,18 @@ def _check_real(name: str, value: Any, rule: str, valid: Any) -> None:
         raise ValueError(f"`{name}` is {value}: it must be {rule}. Change it.")
 
 
-def _check_sizes(cells_per_population: Any, n_batches: int) -> tuple[int, int]:
+def _check_sizes(sizes: Any, n_batches: int = 0, name: str = "cells_per_population", least: int = 1) -> tuple[int, int]:
     try:
-        low, high = cells_per_population
+        low, high = sizes
     except (TypeError, ValueError) as error:
         raise TypeError(
-            f"`cells_per_population` is {cells_per_population!r}: it must be the smallest and the largest size. "
-            "Give a pair such as (30, 300)."
+            f"`{name}` is {sizes!r}: it must be the smallest and the largest size. Give a pair such as (30, 300)."
         ) from error
-    _check_integer("cells_per_population[0]", low, 1)
-    _check_integer("cells_per_population[1]", high, low)
+    _check_integer(f"{name}[0]", low, least)
+    _check_integer(f"{name}[1]", high, low)
     if low < n_batches:
         raise ValueError(
-            f"`cells_per_population` starts at {low} with {n_batches} batches: every population has cells in every "
+            f"`{name}` starts at {low} with {n_batches} batches: every population has cells in every "
             f"batch. Raise it to at least {n_batches} or lower `n_batches`."
         )
     return int(low), int(high)

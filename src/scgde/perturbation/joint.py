@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from scgde.data.populations import as_label, column_labels
-from scgde.perturbation.design import ONE_CONTEXT, check_features
+from scgde.data.populations import as_label, constant_columns
+from scgde.perturbation.design import check_features, describe
 from scgde.perturbation.features import loadings_of
 
 if TYPE_CHECKING:
@@ -48,6 +48,12 @@ class PredictableShifts(nn.Module):
     >>> model.train(plan_kwargs={"auxiliary": joint})  # doctest: +SKIP
     """
 
+    described: Tensor
+    is_control: Tensor
+    context: Tensor
+    described_by: Tensor
+    last: Tensor
+
     def __init__(
         self,
         perturbation_key: str,
@@ -83,12 +89,17 @@ class PredictableShifts(nn.Module):
         KeyError
             If a column is absent.
         ValueError
-            If no population is a control, or no perturbation has features.
+            If no population is a control, a column varies within populations, or no perturbation has features.
         """
-        perturbation = self._of_populations(table, self.perturbation_key, "perturbation_key")
-        context = np.full(len(table.labels), ONE_CONTEXT, dtype=object)
-        if self.context_key is not None:
-            context = self._of_populations(table, self.context_key, "context_key")
+        obs = constant_columns(table.obs, table.codes, len(table.labels), [])
+        for argument in ("perturbation_key", "context_key"):
+            key = getattr(self, argument)
+            if key is not None and key in table.obs and key not in obs:
+                message = f"{argument}={key!r} varies within populations: cross it into population_key."
+                raise ValueError(message)
+        pairs = describe(obs, self.perturbation_key, self.context_key, None, None, self.control, "obs")
+        names = [None if t is None else t.name(None) for t in pairs["treatment"]]
+        perturbation, context = np.array(names, dtype=object), pairs["context"].to_numpy()
         features = self.features
         if features is None:
             features = loadings_of(table, rows, sorted({p for p in perturbation if isinstance(p, str)}))
@@ -131,28 +142,16 @@ class PredictableShifts(nn.Module):
             Populations that each set is a mixture of, and their shares, ``(K, q)``.
         """
         assert self.head is not None
-        buffers: dict[str, Any] = dict(self.named_buffers())
         first, pure = sources[:, 0], weights[:, 0] > PURE
-        context = buffers["context"][first]
-        here = buffers["last"].clone()
-        for c in context[pure & buffers["is_control"][first]].unique():
-            own = pure & buffers["is_control"][first] & (context == c)
+        context = self.context[first]
+        here = self.last.clone()
+        for c in context[pure & self.is_control[first]].unique():
+            own = pure & self.is_control[first] & (context == c)
             here[c] = z[own].mean(0)
-        buffers["last"].copy_(here.detach())
-        chosen = pure & buffers["described"][first] & here[context].isfinite().all(1)
+        self.last.copy_(here.detach())
+        chosen = pure & self.described[first] & here[context].isfinite().all(1)
         if not chosen.any():
             return z.new_zeros(())
-        predicted = here[context[chosen]] + self.head(buffers["described_by"][first[chosen]])
+        predicted = here[context[chosen]] + self.head(self.described_by[first[chosen]])
         spread = z.detach().var(0).sum().clamp_min(1e-8)
         return self.weight * (z[chosen] - predicted).square().sum(1).mean() / spread
-
-    def _of_populations(self, table: CellTable, key: str, argument: str) -> np.ndarray:
-        """Value of a column for each population, of its first cell."""
-        if key not in table.obs:
-            message = f"{argument}={key!r} is not a column of obs; there are {[str(c) for c in table.obs.columns]}."
-            raise KeyError(message)
-        codes = table.codes
-        first = np.full(len(table.labels), -1)
-        first[codes[codes >= 0][::-1]] = np.flatnonzero(codes >= 0)[::-1]
-        values = np.asarray(column_labels(table.obs[key]), dtype=object)
-        return np.array([values[i] if i >= 0 else None for i in first], dtype=object)
