@@ -5,7 +5,18 @@ from importlib.metadata import version
 from . import datasets, lineage, ot, perturbation, pl, tl
 from .model import GDEModel
 from .perturbation import PerturbationPredictor
+from .sample_representation import SampleRepresentation
 
-__all__ = ["GDEModel", "PerturbationPredictor", "datasets", "lineage", "ot", "perturbation", "pl", "tl"]
+__all__ = [
+    "GDEModel",
+    "PerturbationPredictor",
+    "SampleRepresentation",
+    "datasets",
+    "lineage",
+    "ot",
+    "perturbation",
+    "pl",
+    "tl",
+]
 
 __version__ = version("scgde")

@@ -73,8 +73,8 @@ class GDEModel(
         Hidden layers of the cell encoder.
     encoder
         Set encoder: ``"residual"`` (the default; starts as an isometric projection of moments), ``"shape"`` (adds what generators need
-        for populations of several clusters), ``"transport"`` (starts as linearised optimal transport), ``"mean"``, ``"kernel_mean"``,
-        ``"mean_pool"``, ``"median_pool"``, ``"attention"`` (quadratic in the size of a population) or
+        for populations of several clusters), ``"transport"`` (starts as linearised optimal transport), ``"states"`` (mean and
+        shares of cell states, for many small populations such as clones), ``"mean"``, ``"kernel_mean"``, ``"mean_pool"``, ``"median_pool"``, ``"attention"`` (quadratic in the size of a population) or
         ``"induced_attention"`` (linear).
     generator
         Generator: ``"flow"`` (the default; the fastest to train among those that can transport cells), ``"diffusion"``,

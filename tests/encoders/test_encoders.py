@@ -282,6 +282,34 @@ def test_kernel_mean_encoder_separates_equal_means_of_other_shape():
     assert (z[0] - z[1]).norm() > 3 * (z[0] - z[2]).norm()
 
 
+def test_states_encoder_counts_states_and_has_no_bias_of_small_sets():
+    # sets of three cells in two states far apart, or in one between them: means agree, shares do not
+    generator = torch.Generator().manual_seed(0)
+    n_sets = 300
+    centre = torch.tensor([-6.0, 6.0])[torch.randint(2, (n_sets * 3,), generator=generator)]
+    u = 0.5 * torch.randn(2 * n_sets * 3, N_LATENT, generator=generator)
+    u[: n_sets * 3, 0] += centre
+    segment = torch.arange(2 * n_sets).repeat_interleave(3)
+    encoder = ENCODERS["states"](N_LATENT, 12)
+    encoder.fit(u, segment, PopulationMoments.from_cells(u, segment, 2 * n_sets), set_size=3)
+    assert encoder.assignment(u).sum(1).numpy() == pytest.approx(1, abs=1e-5)
+    z = encoder(u, segment).detach()
+    whole = encoder(u, torch.arange(2).repeat_interleave(n_sets * 3)).detach()
+    assert torch.allclose(z[:n_sets].mean(0), whole[0], atol=1e-4)
+    means = torch.stack([u[: n_sets * 3].mean(0), u[n_sets * 3 :].mean(0)])
+    assert (whole[0] - whole[1]).norm() > 3 * (means[0] - means[1]).norm()
+    # sets of the one kind are nearer to all of their kind
+    own, other = (torch.cdist(z[n_sets:], whole[k : k + 1]).squeeze() for k in (1, 0))
+    assert (own < other).float().mean() > 0.95
+
+
+def test_states_encoder_makes_do_with_few_cells():
+    encoder = ENCODERS["states"](N_LATENT, 12)
+    u, segment = make_sets([2, 3])
+    encoder.fit(u, segment, PopulationMoments.from_cells(u, segment, 2), set_size=3)
+    assert torch.isfinite(encoder(u, segment)).all()
+
+
 def test_encoders_do_not_draw_from_global_randomness(name):
     # initial weights may; fitting and embedding may not
     encoder, sets = make_encoder(name, fitted=False), make_sets([40] * 5)

@@ -6,7 +6,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from scgde.datasets import fate_probabilities
-from scgde.lineage import posterior_embedding, predict_fate
+from scgde.lineage import late_composition, posterior_embedding, predict_fate
 
 LAWS = 0.1 + 0.6 * np.eye(4)
 JOINT = (0.05 + 0.8 * np.eye(4)) / 4
@@ -35,6 +35,21 @@ class TestFate:
         assert limit - 0.01 < fate.mean_auroc <= limit + 0.005
         assert np.abs(fate.probabilities.to_numpy() - best.loc[held].to_numpy()).mean() < 0.06
         assert fate.log_loss < fate.baseline - 0.3
+
+    def test_numbers_of_cells_are_evidence(self, clones):
+        early, late, _ = clones
+        rng = np.random.default_rng(1)
+        number = rng.choice([1, 25], size=len(early))
+        # of one law and many or few cells
+        law = late.str[-1].astype(int).to_numpy()
+        x = np.array([rng.multinomial(n, LAWS[i] / LAWS[i].sum()) / n for n, i in zip(number, law, strict=True)])
+        frame = pd.DataFrame(x, index=early.index)
+        plain, weighted = (predict_fate(frame, late, n_cells=n) for n in (None, pd.Series(number, index=early.index)))
+        assert plain.power == 0
+        assert weighted.power > 0
+        assert weighted.log_loss < plain.log_loss - 0.03
+        with pytest.raises(ValueError, match="n_cells"):
+            predict_fate(frame, late, n_cells=pd.Series(number, index=early.index).iloc[:-1])
 
     def test_compositions(self, clones):
         early, late, _ = clones
@@ -103,3 +118,73 @@ class TestPosterior:
         assert np.isfinite(shrunk.to_numpy()).all()
         with pytest.raises(ValueError, match="same populations"):
             posterior_embedding(z, error.iloc[::-1])
+
+
+class TestComposition:
+    """Counts of late cells."""
+
+    @pytest.fixture
+    def obs(self):
+        return pd.DataFrame(
+            {
+                "clone": ["a", "a", "b", None, "b", "c", "a", "c"],
+                "fate": pd.Categorical(["x", "y", "x", "x", None, "y", "x", "x"], categories=["x", "y", "z"]),
+                "day": [6, 6, 6, 6, 6, 4, 6, 2],
+            },
+            index=["cell"] * 8,
+        )
+
+    def test_counts_cells(self, obs):
+        counts = late_composition(obs, "clone", "fate", "day", 6)
+        assert counts.to_dict("index") == {"a": {"x": 2, "y": 1}, "b": {"x": 1, "y": 0}}
+        assert counts.index.name == "clone"
+        whole = late_composition(obs, "clone", "fate")
+        assert whole.to_numpy().sum() == 6
+        assert whole.loc["c"].to_dict() == {"x": 1, "y": 1}
+        assert late_composition(obs, "clone", "fate", "day").equals(whole)
+
+    @pytest.mark.parametrize("kind", [int, float, str, "category", "decimals"])
+    def test_times_match_however_they_are_written(self, obs, kind):
+        expected = late_composition(obs, "clone", "fate", "day", 6)
+        obs["day"] = obs["day"].astype(float).astype(str) if kind == "decimals" else obs["day"].astype(kind)
+        for time in (6, "6", 6.0, "6.0", np.int64(6)):
+            assert late_composition(obs, "clone", "fate", "day", time).equals(expected)
+
+    def test_missing_times_and_names(self, obs):
+        obs["day"] = ["late", "late", None, "late", "early", "early", "late", np.nan]
+        assert late_composition(obs, "clone", "fate", "day", "late").to_numpy().sum() == 3
+        with pytest.raises(ValueError, match=r"there are \['early', 'late'\]"):
+            late_composition(obs, "clone", "fate", "day", "nan")
+
+    def test_numbers_of_clones_are_names_of_populations(self, obs):
+        obs["clone"] = [1.0, 1.0, 2.0, np.nan, 2.0, 3.0, 1.0, 3.0]
+        assert late_composition(obs, "clone", "fate").index.tolist() == ["1", "2", "3"]
+
+    def test_is_what_fates_are_predicted_of(self, clones):
+        early, late, _ = clones
+        early, late = early.iloc[:200], late.iloc[:200]
+        rng = np.random.default_rng(0)
+        cells = pd.DataFrame({"clone": np.repeat(late.index, 3), "fate": np.repeat(late.to_numpy(), 3)})
+        cells = cells.iloc[rng.permutation(len(cells))]
+        one = predict_fate(early, late_composition(cells, "clone", "fate"))
+        other = predict_fate(early, late)
+        pd.testing.assert_frame_equal(one.probabilities, other.probabilities, check_names=False)
+
+    def test_many_clones_need_no_matrix_of_cells(self):
+        n = 100_000
+        cells = pd.DataFrame({"clone": np.arange(n) // 2, "fate": np.arange(n) % 2})
+        counts = late_composition(cells, "clone", "fate")
+        assert counts.shape == (n // 2, 2)
+        assert (counts == 1).all(axis=None)
+
+    def test_input_that_cannot_be(self, obs):
+        for keys in (("barcode", "fate"), ("clone", "state"), ("clone", "fate", "time")):
+            with pytest.raises(KeyError, match=f"'{[k for k in keys if k not in obs][0]}' is not a column"):
+                late_composition(obs, *keys)
+        with pytest.raises(ValueError, match="needs time_key="):
+            late_composition(obs, "clone", "fate", time=6)
+        with pytest.raises(ValueError, match=r"day=8; there are \['2', '4', '6'\]"):
+            late_composition(obs, "clone", "fate", "day", 8)
+        obs["clone"] = obs["clone"].where(obs["day"] < 6)
+        with pytest.raises(ValueError, match="None of 6 cells has both a clone"):
+            late_composition(obs, "clone", "fate", "day", 6)

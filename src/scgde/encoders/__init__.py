@@ -7,12 +7,14 @@ from scgde.encoders.kernel_mean import KernelMeanEncoder
 from scgde.encoders.mean import MeanEncoder
 from scgde.encoders.residual import ResidualEncoder
 from scgde.encoders.shape import ShapeEncoder
+from scgde.encoders.states import StatesEncoder
 from scgde.encoders.transport import TransportEncoder
 
 ENCODERS: dict[str, type[SetEncoder]] = {
     "residual": ResidualEncoder,
     "shape": ShapeEncoder,
     "transport": TransportEncoder,
+    "states": StatesEncoder,
     "mean": MeanEncoder,
     "kernel_mean": KernelMeanEncoder,
     "mean_pool": MeanPoolEncoder,
@@ -33,5 +35,6 @@ __all__ = [
     "ResidualEncoder",
     "SetEncoder",
     "ShapeEncoder",
+    "StatesEncoder",
     "TransportEncoder",
 ]

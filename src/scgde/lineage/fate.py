@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import KFold
 
+from scgde.data.populations import as_label, column_labels
 from scgde.lineage.information import MIN_CLONES
 
 if TYPE_CHECKING:
@@ -18,6 +21,9 @@ if TYPE_CHECKING:
 
 PENALTIES = np.logspace(-3, 2, 8)
 """Inverse ridge penalties to choose from."""
+
+POWERS = (0.0, 0.5, 1.0)
+"""Powers of the number of cells that embeddings are scaled by, to choose from where numbers are given."""
 
 N_FOLDS = 5
 
@@ -37,8 +43,8 @@ class Fate:
         one, is of.
     log_loss, baseline
         Mean cross-entropy in bits of the late composition under the prediction, and under the mean composition of training clones.
-    penalty
-        Inverse penalty that was chosen by cross-validation among training clones.
+    penalty, power
+        Inverse penalty and power of the number of cells that were chosen by cross-validation among training clones.
     """
 
     probabilities: pd.DataFrame
@@ -47,6 +53,7 @@ class Fate:
     log_loss: float
     baseline: float
     penalty: float
+    power: float = 0.0
 
     @property
     def mean_auroc(self) -> float:
@@ -92,10 +99,69 @@ def posterior_embedding(embedding: pd.DataFrame, standard_error: pd.DataFrame) -
     return pd.DataFrame(result, index=embedding.index, columns=embedding.columns)
 
 
+def late_composition(
+    obs: pd.DataFrame, clone_key: str, state_key: str, time_key: str | None = None, time: object = None
+) -> pd.DataFrame:
+    """Counts of cells of each clone in each state, such as :func:`predict_fate` takes of late cells.
+
+    Parameters
+    ----------
+    obs
+        Annotation of cells.
+    clone_key, state_key
+        Columns of it. Cells without a clone or a state are left out.
+    time_key
+        Column of times.
+    time
+        Time of the cells to count; a number matches however it is written, as a string too. By default all cells are counted.
+
+    Returns
+    -------
+    Clones x states. Clones and states without a cell are absent.
+
+    Raises
+    ------
+    KeyError
+        If a column is absent.
+    ValueError
+        If ``time`` is given without its column, or no cell is left.
+    """
+    for name, key in (("clone_key", clone_key), ("state_key", state_key), ("time_key", time_key)):
+        if key not in obs and not (name == "time_key" and key is None):
+            message = f"{name}={key!r} is not a column of obs; there are {[str(c) for c in obs.columns]}."
+            raise KeyError(message)
+    used = np.ones(len(obs), dtype=bool)
+    if time is not None:
+        if time_key is None:
+            message = f"time={time!r} needs time_key=, the column of obs that times are in."
+            raise ValueError(message)
+        times = column_labels(obs[time_key])
+        used = _is_time(times, as_label(time))
+        if not used.any():
+            message = f"No cell is of {time_key}={time!r}; there are {sorted(times.dropna().unique())}."
+            raise ValueError(message)
+    pairs = pd.DataFrame({"clone": column_labels(obs[clone_key]), "state": column_labels(obs[state_key])})
+    pairs = pairs[used].dropna()
+    if not len(pairs):
+        message = f"None of {int(used.sum())} cells has both a clone ({clone_key!r}) and a state ({state_key!r})."
+        raise ValueError(message)
+    return pd.crosstab(pairs["clone"], pairs["state"])
+
+
+def _is_time(times: pd.Series, time: str) -> np.ndarray:
+    """Rows of a time among labels: those of the same label or, if there is none, of the same number."""
+    same = (times == time).to_numpy()
+    number = pd.to_numeric(time, errors="coerce")
+    if not same.any() and np.isfinite(number):
+        same = np.isclose(pd.to_numeric(times, errors="coerce").to_numpy(dtype=np.float64), number)
+    return same
+
+
 def predict_fate(
     early: pd.DataFrame,
     late: pd.Series | pd.DataFrame,
     *,
+    n_cells: pd.Series | None = None,
     training: Sequence[str] | None = None,
     seed: int = 0,
 ) -> Fate:
@@ -106,8 +172,8 @@ def predict_fate(
     early
         Embeddings, clones x coordinates (see :func:`posterior_embedding` for clones of few cells).
     late
-        Class of each clone, or composition of its late cells (clones x classes, not negative; counts will do). Clones in one of
-        them only have no part.
+        Class of each clone, or composition of its late cells (clones x classes, not negative; counts will do, see
+        :func:`late_composition`). Clones in one of them only have no part.
     training
         Clones to learn from; by default every second one. The penalty is chosen among them by cross-validation over clones.
     seed
@@ -135,9 +201,10 @@ def predict_fate(
     if classes.sum() < 2:
         message = "All clones to learn from have the same fate: there is nothing to predict."
         raise ValueError(message)
-    x = early.loc[clones].to_numpy(dtype=np.float64)
-    x = (x - x[own].mean(0)) / max(float(x[own].std(0).mean()), 1e-12)
-    penalty = _choose(x[own], y[own], seed)
+    raw = early.loc[clones].to_numpy(dtype=np.float64)
+    inputs = _scaled(raw, None if n_cells is None else n_cells.reindex(clones).to_numpy(dtype=np.float64), own)
+    power, penalty = _choose({power: x[own] for power, x in inputs.items()}, y[own], seed)
+    x = inputs[power]
     probability = _fit_predict(x[own], y[own], x[~own], penalty)
     mean = y[own].mean(0)
     names, held = composition.columns, clones[~own]
@@ -147,7 +214,7 @@ def predict_fate(
     for i, name in enumerate(names):
         is_one = main == i
         auroc[name] = roc_auc_score(is_one, probability[:, i]) if 0 < is_one.sum() < len(main) else np.nan
-    return Fate(frame, truth, pd.Series(auroc), _bits(y[~own], probability), _bits(y[~own], mean[None]), penalty)
+    return Fate(frame, truth, pd.Series(auroc), _bits(y[~own], probability), _bits(y[~own], mean[None]), penalty, power)
 
 
 def _composition(late: pd.Series | pd.DataFrame) -> pd.DataFrame:
@@ -167,15 +234,41 @@ def _fit_predict(x: np.ndarray, y: np.ndarray, new: np.ndarray, penalty: float) 
     if len(np.unique(classes)) < 2:
         result[:, classes[0]] = 1.0
         return result
-    model = LogisticRegression(C=penalty, max_iter=2000).fit(x[rows], classes, sample_weight=y[rows, classes])
+    model = LogisticRegression(C=penalty, max_iter=1000)
+    with warnings.catch_warnings():
+        # the weakest penalties may need more steps, and are not chosen where that matters
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        model.fit(x[rows], classes, sample_weight=y[rows, classes])
     result[:, model.classes_] = model.predict_proba(new)
     return result
 
 
-def _choose(x: np.ndarray, y: np.ndarray, seed: int) -> float:
-    folds = list(KFold(min(N_FOLDS, len(x)), shuffle=True, random_state=seed).split(x))
-    losses = [np.mean([_bits(y[b], _fit_predict(x[a], y[a], x[b], c)) for a, b in folds]) for c in PENALTIES]
-    return float(PENALTIES[int(np.argmin(losses))])
+def _scaled(raw: np.ndarray, n_cells: np.ndarray | None, own: np.ndarray) -> dict[float, np.ndarray]:
+    """Embeddings about their mean, times powers of the number of cells, at unit spread over training clones."""
+    if n_cells is None:
+        powers: Sequence[float] = (0.0,)
+        n_cells = np.ones(len(raw))
+    elif np.isfinite(n_cells).all() and (n_cells > 0).all():
+        powers = POWERS
+    else:
+        message = "n_cells must hold a number of cells above zero for every clone of early."
+        raise ValueError(message)
+    result = {}
+    for power in powers:
+        x = (raw - raw[own].mean(0)) * (n_cells / n_cells[own].mean())[:, None] ** power
+        result[power] = x / max(float(x[own].std(0).mean()), 1e-12)
+    return result
+
+
+def _choose(inputs: dict[float, np.ndarray], y: np.ndarray, seed: int) -> tuple[float, float]:
+    """Power and penalty of the least cross-validated loss."""
+    folds = list(KFold(min(N_FOLDS, len(y)), shuffle=True, random_state=seed).split(y))
+    losses = {
+        (power, float(c)): np.mean([_bits(y[b], _fit_predict(x[a], y[a], x[b], c)) for a, b in folds])
+        for power, x in inputs.items()
+        for c in PENALTIES
+    }
+    return min(losses, key=losses.__getitem__)
 
 
 def _bits(truth: np.ndarray, probability: np.ndarray) -> float:

@@ -99,6 +99,8 @@ class KernelRegression:
     candidates: list[Candidate] = field(default_factory=list, init=False)
     errors: np.ndarray = field(default_factory=lambda: np.empty(0), init=False)
     weights: np.ndarray = field(default_factory=lambda: np.empty(0), init=False)
+    left_out: np.ndarray = field(default_factory=lambda: np.empty(0), init=False)
+    """Errors of predicting each row from other groups than its own, by the averaged candidates, ``(n, m)``."""
 
     def __post_init__(self) -> None:
         self.targets = np.asarray(self.targets, dtype=np.float64)
@@ -160,7 +162,7 @@ class KernelRegression:
             power = self.n_groups * effective_width(residuals[int(self.errors.argmin())].reshape(-1, self._width)) / 2
             self.weights = (self.errors / self.errors.min()) ** -power
         self.weights /= self.weights.sum()
-        error = np.einsum("c,cij->ij", self.weights, np.stack(residuals))
+        self.left_out = error = np.einsum("c,cij->ij", self.weights, np.stack(residuals))
         repeats = self.targets.shape[1] // self._width
         foreseen = sum(
             w * v * s.sum() * repeats for w, v, s in zip(self.weights, ratios, self._scales, strict=True) if w > 0
