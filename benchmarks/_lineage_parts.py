@@ -136,10 +136,8 @@ def embryo_time(seed: int, arguments) -> pd.DataFrame:
         held = list(fold.index[fold == k])
         own = label.isin(held).to_numpy()
         train, test = adata[~own].copy(), adata[own].copy()
-        frames = {}
-        for name, choices in ENCODERS.items():
-            model = trained(train, seed, arguments.epochs, ["cell_type", "bin"], **choices)
-            frames[name] = pd.concat([model.get_population_embedding(c.copy()) for c in (train, test)])
+        model = trained(train, seed, arguments.epochs, ["cell_type", "bin"])
+        frames = {"scgde": pd.concat([model.get_population_embedding(c.copy()) for c in (train, test)])}
         found = Baselines(train, label[~own], seed, methods=SMALL)
         parts = [found(train, label[~own]), found(test, label[own])]
         frames |= {name: pd.concat([part[name] for part in parts]) for name in parts[0]}
@@ -253,9 +251,10 @@ def samples(seed: int, arguments) -> pd.DataFrame:
                 geometry="emergent",
                 **choices,
             )
-            z = model.get_population_embedding(adata.copy()).loc[names].to_numpy()
+            frame = model.get_population_embedding(adata.copy()).loc[names]
+            z = frame.to_numpy()
             distances[name][held] = cdist(z[held], z)
-        log = np.asarray(model.get_log_likelihood(adata.copy())[names])
+        log = model.get_log_likelihood(adata.copy(), frame).to_numpy()
         mean = np.stack([log[codes == i].mean(0) for i in range(len(names))])
         divergence = np.diag(mean)[:, None] - mean
         distances["scgde, divergence of laws"][held] = (divergence + divergence.T)[held]

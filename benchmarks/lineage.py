@@ -10,11 +10,17 @@ run again.
 from __future__ import annotations
 
 import json
+import resource
+import subprocess
+import sys
+import tempfile
 import time
 from pathlib import Path
 
+import anndata
 import numpy as np
 import pandas as pd
+import torch
 from _common import RESULTS, options, quiet_train, report, seeds
 from _lineage import Baselines, by_time, shares, split_clones
 from _lineage_parts import celegans, larry, samples, tcr
@@ -22,6 +28,8 @@ from sklearn.metrics import roc_auc_score
 
 import scgde
 from scgde.datasets import fate_probabilities, lineage_information
+from scgde.perturbation.metrics import energy_distance
+from scgde.perturbation.space import ExpressionSpace
 
 ROWS = RESULTS / "lineage"
 N_CLONES, N_EARLY, N_LATE = 6000, 10, (5, 20)
@@ -147,9 +155,162 @@ def frames_of_counts(adata, states: list[str]) -> pd.DataFrame:
     return scgde.lineage.late_composition(early, "clone", "state").reindex(columns=states, fill_value=0)
 
 
+# ------------------------------------------------------------------- forecast
+
+
+def forecast(seed: int, arguments) -> pd.DataFrame:
+    """Late cells of 200 held-out clones from their early ones."""
+    train, test, truth, _ = simulated_clones(seed, arguments.clones)
+    model, _ = trained(train, seed, arguments.epochs, ["clone", "time"], encoder="states")
+    forecaster = scgde.lineage.Forecaster(model, "time", "clone").fit()
+    names = sorted(test.obs["clone"].unique())[:200]
+    some = test[test.obs["clone"].isin(names).to_numpy()].copy()
+    start = time.process_time()
+    table = forecaster.evaluate(some, "late", seed=seed).reset_index()
+    print(f"evaluated in {time.process_time() - start:.0f} CPU s; {forecaster.heads.to_string()}", flush=True)
+    best = {
+        "method": "ceiling: cells of the true laws, by their probability",
+        **bayes_cells(test, some, truth, forecaster, seed),
+    }
+    return pd.concat([table, pd.DataFrame([best])], ignore_index=True)
+
+
+def bayes_cells(test, some, truth: dict, forecaster, seed: int) -> dict[str, float]:
+    """E-distance of a mixture of real late cells of each law, with the probabilities that early states give."""
+    model, rng = forecaster.model, np.random.default_rng(seed)
+    space = ExpressionSpace.fit(model._table(), np.arange(model.adata.n_obs), is_count=True)
+    law = pd.Series(truth["late_law"], index=truth["clones"])
+    late = test.obs["time"].to_numpy() == "late"
+    own = law.loc[test.obs["clone"].to_numpy()].to_numpy()
+    cells = [space.project(space.normalise(test.X[rng.choice(np.flatnonzero(late & (own == k)), 400, replace=False)]))
+             for k in range(len(truth["late_laws"]))]  # fmt: skip
+    states = [str(s) for s in truth["populations"] if str(s).startswith("progenitor")]
+    counts = frames_of_counts(some, states)
+    posterior = fate_probabilities(counts.to_numpy(), truth["joint"], truth["early_laws"])
+    errors = []
+    for name, p in zip(counts.index, posterior, strict=True):
+        rows = ((some.obs["clone"] == name) & (some.obs["time"] == "late")).to_numpy()
+        mixed = np.concatenate([c[: round(400 * share)] for c, share in zip(cells, p, strict=True)])
+        errors.append(energy_distance(mixed, space.project(space.normalise(some.X[rows]))))
+    return {"e_distance": float(np.mean(errors))}
+
+
+# ------------------------------------------------------------------- protocol
+
+
+def protocol(seed: int, arguments) -> pd.DataFrame:
+    """The GDE paper's estimate and what each of its choices does; every row again with late populations of other clones."""
+    train, test, truth, training = simulated_clones(seed, arguments.clones)
+    label = {"train": crossed(train), "test": crossed(test)}
+    paper = {"encoder": "mean_pool", "generator": "vae", "geometry": "emergent", "n_embedding": 64}
+    models = {"paper's": trained(train, seed, arguments.epochs, ["clone", "time"], **paper)[0],
+              "states": trained(train, seed, arguments.epochs, ["clone", "time"], encoder="states")[0]}  # fmt: skip
+    late = test.obs.query("time == 'late'").groupby("clone").size().to_numpy()
+    value = expected_information(truth, N_EARLY, late)
+    rng = np.random.default_rng(seed)
+    rows = []
+    for encoder, model in models.items():
+        frames = [model.get_population_embedding(c[label[k].notna().to_numpy()].copy()) for k, c in (("train", train), ("test", test))]  # fmt: skip
+        data = {}
+        for name, frame in zip(("train", "test"), frames, strict=True):
+            early, later = by_time(frame, "early"), by_time(frame, "late")
+            clones = sorted(set(early.index) & set(later.index))
+            data[name] = early.loc[clones].to_numpy(float), later.loc[clones].to_numpy(float)
+        whiten = [_whitening(v) for v in data["train"]]
+        for estimate, bits in estimates(data, whiten, rng).items():
+            order = {k: rng.permutation(len(v[0])) for k, v in data.items()}
+            shuffled = {k: (v[0], v[1][order[k]]) for k, v in data.items()}
+            rows.append({"encoder": encoder, "method": estimate, "bits": bits,
+                         "shuffled_clones": estimates(shuffled, whiten, rng, only=estimate)[estimate],
+                         "bits_of_cells": value, "bits_of_laws": lineage_information(truth["joint"])})  # fmt: skip
+            print(rows[-1], flush=True)
+    return pd.DataFrame(rows)
+
+
+def estimates(data: dict, whiten: list, rng, only: str | None = None) -> dict[str, float]:
+    """Estimates from early and late embeddings of training and held-out clones, in the order of correction."""
+    ksg, (a, b), (x, y) = scgde.lineage.ksg_information, data["train"], data["test"]
+    units = np.r_[10.0, np.ones(a.shape[1] - 1)]
+
+    def less_null(early, later) -> float:
+        null = np.mean([ksg(early, later[rng.permutation(len(later))]).mean() for _ in range(5)])
+        return float(ksg(early, later).mean() - null)
+
+    def projected(teach, score) -> float:
+        return less_null(*scgde.lineage.Projection(*teach)(*score))
+
+    options = {
+        "as published: all dimensions, unscaled, training clones, no null": lambda: float(ksg(a, b).mean()),
+        "the same, one coordinate in units ten times smaller": lambda: float(ksg(a * units, b * units).mean()),
+        "held-out clones": lambda: float(ksg(x, y).mean()),
+        "held-out clones, less null": lambda: less_null(x, y),
+        "held-out clones, whitened, less null": lambda: less_null(x @ whiten[0], y @ whiten[1]),
+        "projection fitted to the clones it is scored on, less null": lambda: projected((x, y), (x, y)),
+        "projection of training clones, held-out clones, less null": lambda: projected((a, b), (x, y)),
+    }
+    return {name: f() for name, f in options.items() if only in (None, name)}
+
+
+def _whitening(v: np.ndarray) -> np.ndarray:
+    size, axes = np.linalg.eigh(np.cov(v.T))
+    return axes / np.sqrt(np.maximum(size, 1e-6 * size.max()))
+
+
+# ----------------------------------------------------------------------- cost
+
+SIMULATE = """
+import sys, scgde
+a = scgde.datasets.simulate_lineage(int(sys.argv[1]), early_cells=eval(sys.argv[2]), late_cells=eval(sys.argv[3]), n_genes=500,
+                                    unbarcoded=0.1, seed=int(sys.argv[4]))
+del a.uns["simulation"]; a.write_h5ad(sys.argv[5])
+"""
+
+
+def cost(seed: int, arguments) -> pd.DataFrame:
+    """CPU seconds and memory beyond the data of training and embedding; and of embedding 25,000 clones."""
+    torch.set_num_threads(2)
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        model = None
+        for n_clones, early, late in ((arguments.clones, (N_EARLY, N_EARLY), N_LATE), (25_000, (3, 5), (3, 5))):
+            path = Path(folder) / "cells.h5ad"
+            command = [sys.executable, "-c", SIMULATE, str(n_clones), str(early), str(late), str(seed), str(path)]
+            subprocess.run(command, check=True)  # not in this process, whose peak is measured
+            adata = anndata.read_h5ad(path)
+            before, start, wall = peak_memory(), time.process_time(), time.time()
+            row = {"clones": n_clones, "cells": adata.n_obs, "populations": 0, "train_cpu_s": np.nan}
+            if model is None:
+                scgde.GDEModel.setup_anndata(adata, ["clone", "time"])
+                model = scgde.GDEModel(adata, encoder="states")
+                row["train_cpu_s"] = quiet_train(model, seed=seed, max_epochs=arguments.epochs)
+                row["train_wall_s"] = time.time() - wall
+            start = time.process_time()
+            z = model.get_population_embedding(adata)
+            row |= {"populations": len(z), "embed_cpu_s": time.process_time() - start}
+            row["gib_beyond_data"] = (peak_memory() - before) / 2**30
+            row["data_gib"] = (adata.X.data.nbytes + adata.X.indices.nbytes) / 2**30
+            rows.append({"method": f"{n_clones} clones", **row})
+            print(rows[-1], flush=True)
+    return pd.DataFrame(rows)
+
+
+def peak_memory() -> int:
+    """Largest resident size of the process so far, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
 # ---------------------------------------------------------------------- parts
 
-PARTS = {"simulated": simulated, "larry": larry, "celegans": celegans, "samples": samples, "tcr": tcr}
+PARTS = {
+    "simulated": simulated,
+    "forecast": forecast,
+    "protocol": protocol,
+    "cost": cost,
+    "larry": larry,
+    "celegans": celegans,
+    "samples": samples,
+    "tcr": tcr,
+}
 
 
 def run(part: str, seed: int, arguments) -> pd.DataFrame:
@@ -181,7 +342,7 @@ def main() -> None:
     arguments = options(__doc__, part="simulated", fresh=0, clones=N_CLONES, **{"first-seed": 0})
     for part in PARTS if arguments.part == "all" else arguments.part.split(","):
         rows = pd.concat([run(part, seed, arguments) for seed in seeds(arguments)], ignore_index=True)
-        by = [c for c in ("task", "n_early", "method") if c in rows]
+        by = [c for c in ("task", "encoder", "n_early", "method") if c in rows]
         report(f"lineage_{part}", summary(rows, by), arguments)
 
 

@@ -205,6 +205,45 @@ TITLES = {
         "Regions of predicted embeddings",
         "Share of held-out embeddings inside the 90 % region of their prediction, by part. `perturbation.py --part calibration`",
     ),
+    "lineage_simulated": (
+        "Information and fate of simulated clones",
+        "6,000 clones (150,000 cells, 500 genes) with a memory of four values, half of them held out of all training; `ratio` is the estimated information "
+        "between early and late embeddings over what so many cells hold (`bits_of_cells`, enumerated), `auroc_bayes` what the best classifier that sees the true states reaches. "
+        "`lineage.py --part simulated`",
+    ),
+    "lineage_forecast": (
+        "Late cells of simulated clones",
+        "The same clones: 200 held-out ones, 100 cells forecast for each from 10 early cells; means over clones. `lineage.py --part forecast`",
+    ),
+    "lineage_protocol": (
+        "The published estimate of information, step by step",
+        "The same clones; an encoder and generator as in the GDE paper, and ours. `shuffled_clones` is what the same steps give where late populations are those of other clones: it should be "
+        "zero. `lineage.py --part protocol`",
+    ),
+    "lineage_cost": (
+        "Cost of many small populations",
+        "Training on two threads, embedding of all populations, and memory beyond the data; then 25,000 other clones of 3 to 5 cells a day with the same model. `lineage.py --part cost`",
+    ),
+    "lineage_larry": (
+        "Clones of blood progenitors",
+        "Weinreb et al. 2020, a subset: main fate on day 6 of clones with three cells or more, from days 2 and 4, five folds over clones; 95 % intervals from resampled clones, and "
+        "of the difference to scgde. The distance within clones has the 95 % range of permuted clones. `lineage.py --part larry`",
+    ),
+    "lineage_celegans": (
+        "Cell types of an embryo over time",
+        "Packer et al. 2019: time of held-out populations of cell type and time bin, five folds; cells of the next bin of a cell type whose later bins are held out. "
+        "`lineage.py --part celegans`",
+    ),
+    "lineage_samples": (
+        "Patients",
+        "Stephenson et al. 2021, 37 samples in 50 principal components, three folds over patients; nearest samples among those of other patients that trained. `p` by permuting samples. "
+        "`lineage.py --part samples`",
+    ),
+    "lineage_tcr": (
+        "Clones of T cells",
+        "Distance between cells of one clone over that between clones, eight clones; training was not told the clones. `low` and `high` are the 95 % range of permuted clones. "
+        "`lineage.py --part tcr`",
+    ),
     "cell_phase": (
         "Passes over the cells",
         "Evidence bound of held-out cells (lower is better) by passes in training; `limit` is the package's own choice, and `run` what "

@@ -22,6 +22,7 @@ RUNS = (
     ("perturbation", "--part", "all"),
     ("perturbation", "--part", "calibration"),
     ("perturbation_joint",),
+    ("lineage", "--part", "all"),
     ("retrieval",),
     ("generation", "--n-latent", "10", "--sets", "tapseq,norman", "--name", "generation_latent10"),
     ("retrieval", "--peers", "0", "--n-latent", "10", "--sets", "papalexi,tapseq", "--name", "retrieval_latent10"),

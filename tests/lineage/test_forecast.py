@@ -56,7 +56,7 @@ class TestForecast:
         assert 0.4 < ratio < 2.5
 
     def test_cells_are_counts_with_the_columns_of_the_model(self, fitted, clones):
-        cells = fitted.predict("10", ["clone_7", "clone_3"], clones[1], n_cells=30, seed=0)
+        cells = fitted.predict("10", ["clone_7", "clone_3"], clones[1], n_cells=30, method="sample", seed=0)
         assert cells.n_obs == 60
         x = cells.X.toarray()
         assert (x >= 0).all()
@@ -66,12 +66,29 @@ class TestForecast:
         assert (cells.obs["time"] == "10").all()
         assert set(cells.obs["gde_from_time"]) == {"2"}
         assert cells.obs_names.is_unique
-        again = fitted.predict("10", ["clone_7", "clone_3"], clones[1], n_cells=30, seed=0)
-        other = fitted.predict("10", ["clone_7", "clone_3"], clones[1], n_cells=30, seed=1)
+        again = fitted.predict("10", ["clone_7", "clone_3"], clones[1], n_cells=30, method="sample", seed=0)
+        other = fitted.predict("10", ["clone_7", "clone_3"], clones[1], n_cells=30, method="sample", seed=1)
         assert (again.X != cells.X).nnz == 0
         assert (other.X != cells.X).nnz > 0
         # generated cells can be embedded as any others
         assert fitted.model.get_population_embedding(cells).index.tolist() == ["clone_3|10", "clone_7|10"]
+
+    def test_matched_cells_are_later_cells_of_other_lineages_with_the_same_memory(self, fitted, clones):
+        train, test, truth = clones
+        law = pd.Series(truth["late_law"], index=truth["clones"])
+        held = [f"clone_{i}" for i in range(40)]
+        cells = fitted.predict(10, held, test, n_cells=50, seed=0)
+        assert set(cells.obs["gde_method"]) == {"match"}
+        source = train[cells.obs["gde_source_cell"].to_numpy()]
+        assert (source.obs["time"] == "10").all()
+        assert (source.X != cells.X).nnz == 0
+        same = law.loc[source.obs["clone"]].to_numpy() == law.loc[cells.obs["clone"].to_numpy().astype(str)].to_numpy()
+        assert same.mean() > 0.8
+        own = fitted.predict(10, ["clone_100", "clone_101"], n_cells=300, seed=0)
+        taken = train.obs.loc[own.obs["gde_source_cell"], "clone"].to_numpy()
+        assert (taken != own.obs["clone"].to_numpy()).all()
+        with pytest.raises(ValueError, match="method='sample' to decode under a batch"):
+            fitted.predict(10, held, test, method="match", batch="batch_0")
 
     def test_moved_cells_come_from_the_lineage(self, fitted, clones):
         _, test, _ = clones

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 MAX_CELLS = 20_000
 """Cells that states are fitted to, at most."""
 
-CELLS_PER_STATE = 20
-"""Cells for each state, at least: with fewer cells there are fewer states."""
+CELLS_PER_STATE = 100
+"""Cells for each state, at least, since each has a covariance of its own: with fewer cells there are fewer states."""
 
 _CELLS_PER_BLOCK = 2**14
 

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from scipy.spatial import cKDTree
 
-from scgde.data.populations import population_labels
+from scgde.lineage._forecast_cells import cells_by_lineage, training_cells
 from scgde.perturbation.metrics import energy_distance
 from scgde.perturbation.space import ExpressionSpace
 
@@ -62,12 +62,12 @@ def evaluate_forecasts(
     names = data.lineage[rows].tolist()
     # what is forecast is forecast from earlier cells alone
     earlier = adata[np.sort(np.concatenate([groups[data.lineage[i], data.time[i]] for i in rows]))].copy()
-    methods: tuple[Literal["sample", "transport"], ...] = ("sample", "transport")
+    methods: tuple[Literal["auto", "sample", "transport"], ...] = ("auto", "sample", "transport")
     forecasts = {}
     for method in methods:
         own = int(rng.integers(2**31))
         cells = forecaster.predict(time, names, earlier, n_cells, from_time=from_time, method=method, seed=own)
-        forecasts["scgde" if method == "sample" else f"scgde, {method}"] = cells.X
+        forecasts["scgde" if method == "auto" else f"scgde, {method}"] = cells.X
     scored = []
     for k, i in enumerate(rows):
         real = space.normalise(table.rows(groups[data.lineage[i], target]))
@@ -104,15 +104,6 @@ def evaluate_forecasts(
     return result
 
 
-def cells_by_lineage(forecaster: Forecaster, adata: AnnData) -> dict[tuple[str, int], np.ndarray]:
-    """Rows of the cells of each lineage and place of its time."""
-    lineage = population_labels(adata.obs, forecaster.lineage_keys).to_numpy()
-    time = forecaster.times.positions(adata.obs[forecaster.time_key])
-    known = np.flatnonzero(pd.notna(lineage) & (time >= 0))
-    groups = pd.Series(known).groupby([lineage[known].astype(str), time[known]]).indices
-    return {key: known[rows] for key, rows in groups.items()}
-
-
 class Teachers:
     """What training lineages say without a model.
 
@@ -135,15 +126,11 @@ class Teachers:
     def fit(cls, forecaster: Forecaster, target: int, starts: list[int]) -> tuple[ExpressionSpace, Teachers]:
         """From the cells that trained the model."""
         model = forecaster.model
-        assert model.adata is not None
         used = np.sort(np.concatenate([model.train_indices_, model.validation_indices_])).astype(np.int64)
-        table = model._table()
+        table, groups = model._table(), training_cells(forecaster)
         space = ExpressionSpace.fit(table, used, is_count=model.module.observation.is_count)
         own = cls(space)
-        is_used = np.zeros(table.n_cells, dtype=bool)
-        is_used[used] = True
-        groups = {k: rows[is_used[rows]] for k, rows in cells_by_lineage(forecaster, model.adata).items()}
-        later = {name: rows for (name, time), rows in groups.items() if time == target and len(rows)}
+        later = {name: rows for (name, time), rows in groups.items() if time == target}
         own._cells = _summaries(space, table, later)
         rng = np.random.default_rng(0)
         pool = np.concatenate(list(later.values()))
@@ -151,7 +138,7 @@ class Teachers:
         values = space.normalise(table.rows(pool))
         own.pooled = space.project(values), values.mean(0)
         for start in starts:
-            earlier = {n: rows for (n, time), rows in groups.items() if time == start and len(rows)}
+            earlier = {n: rows for (n, time), rows in groups.items() if time == start}
             found = _summaries(space, table, earlier)
             both = [name for name in found if name in own._cells]
             if not both:  # no lineage was seen at both times: lineages of each

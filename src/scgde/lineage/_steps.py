@@ -87,7 +87,7 @@ class StepHead:
     def __init__(self, data: LineagePopulations, early: np.ndarray, later: np.ndarray) -> None:
         z = data.z[early]
         self.times = sorted(set(data.time[early].tolist()))
-        self.later = data.z[later]
+        self.later, self.rows = data.z[later], later
         self.centre, self.scale = z.mean(0), max(float(np.sqrt(z.var(0).sum())), 1e-12)
         self.regression = KernelRegression(
             self._inputs(z, data.time[early]),
@@ -119,9 +119,20 @@ class StepHead:
         regression, say so: those of the lineages whose forecasts are the nearest are added (predictive mean matching; Little 1988, J Bus Econ
         Stat 6, 287-296). With few lineages it is the mean ``count`` times.
         """
-        if self.regression.n_groups < MIN_DONORS:
+        if not self.has_donors:
             return np.repeat(forecast[:, None], count, axis=1)
-        own = self.later - self.regression.left_out
-        nearest = cKDTree(own).query(forecast, N_DONORS)[1]
+        nearest = self._nearest(forecast)
         chosen = np.take_along_axis(nearest, rng.integers(N_DONORS, size=(len(forecast), count)), axis=1)
         return forecast[:, None] + self.regression.left_out[chosen]
+
+    @property
+    def has_donors(self) -> bool:
+        """Whether there are lineages enough to say what is left open."""
+        return self.regression.n_groups >= MIN_DONORS
+
+    def donors(self, forecast: np.ndarray) -> np.ndarray:
+        """Rows of the later populations of the lineages with the nearest forecasts, ``(n, N_DONORS)``."""
+        return self.rows[self._nearest(forecast)]
+
+    def _nearest(self, forecast: np.ndarray) -> np.ndarray:
+        return cKDTree(self.later - self.regression.left_out).query(forecast, N_DONORS)[1]

@@ -132,6 +132,11 @@ class CellMover:
         origin = self.table.obs.iloc[self.source.rows[chosen]]
         return self._adata(x, origin, after)
 
+    def keep(self, chosen: np.ndarray) -> AnnData:
+        """The source cells ``chosen`` as they were observed."""
+        context = RowContexts(*(values[chosen] for values in self.before))
+        return self._adata(self.x[chosen], self.table.obs.iloc[self.source.rows[chosen]], context)
+
     def generate(self, target: np.ndarray, n_cells: int | None) -> AnnData:
         """Generate cells of a population with the embedding ``target``, at the depths of the nearest training population."""
         frame = pd.DataFrame(target[None], index=["predicted"], columns=coordinate_names(len(target)))
