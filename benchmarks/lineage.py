@@ -1,6 +1,7 @@
 """What early cells of a clone know about late ones, and other populations of populations.
 
-Parts: ``simulated`` (information and fate on 6,000 simulated clones whose memory is known), ``forecast`` (late cells of the same
+Parts: ``simulated`` (information and fate on 6,000 simulated clones whose memory is known), ``overlapping`` (the same with cell states that
+overlap, at a quarter of the depth), ``forecast`` (late cells of the same
 clones), ``protocol`` (the GDE paper's estimate with its pitfalls, beside the corrected one), ``cost`` (time and memory), ``larry`` (fate of
 real clones), ``celegans`` (time, and cells of the next time bin), ``samples`` (patients by status and severity), ``tcr`` (clones of T cells).
 Clones are split, never the cells of one. Rows of each part and seed are kept in ``results/lineage``, and a seed that is there is not
@@ -34,17 +35,17 @@ from scgde.perturbation.space import ExpressionSpace
 ROWS = RESULTS / "lineage"
 N_CLONES, N_EARLY, N_LATE = 6000, 10, (5, 20)
 EARLY = (3, 5, 10)
+OVERLAPPING = {"separation": 1.5, "depth": 500.0}
 SIMULATED = ("pseudobulk PCA, 10", "pseudobulk PCA, 50", "scVI mean", "kernel mean", "exact OT, MDS")
 
 
 # ------------------------------------------------------------------ simulated
 
 
-def simulated_clones(seed: int, n_clones: int = N_CLONES):
+def simulated_clones(seed: int, n_clones: int = N_CLONES, **difficulty):
     """Cells of 6,000 clones, ten early and 5 to 20 late ones of each, a tenth of all without barcode; and training clones."""
-    adata = scgde.datasets.simulate_lineage(
-        n_clones, early_cells=(N_EARLY, N_EARLY), late_cells=N_LATE, n_genes=500, unbarcoded=0.1, seed=seed
-    )
+    sizes = {"early_cells": (N_EARLY, N_EARLY), "late_cells": N_LATE, "n_genes": 500, "unbarcoded": 0.1}
+    adata = scgde.datasets.simulate_lineage(n_clones, seed=seed, **sizes, **difficulty)
     adata.obs["clone"] = adata.obs["clone"].astype(object)
     adata.obs["time"] = pd.Categorical(adata.obs["time"].astype(str), ["early", "late"], ordered=True)
     truth = adata.uns.pop("simulation")
@@ -79,8 +80,8 @@ def expected_information(truth: dict, n_early: int | None, late: np.ndarray) -> 
     return float(np.average(bits, weights=counts))
 
 
-def simulated(seed: int, arguments) -> pd.DataFrame:
-    train, test, truth, training = simulated_clones(seed, arguments.clones)
+def simulated(seed: int, arguments, **difficulty) -> pd.DataFrame:
+    train, test, truth, training = simulated_clones(seed, arguments.clones, **difficulty)
     states = [str(s) for s in truth["populations"]]
     clones = np.asarray(truth["clones"])
     held = np.array([c for c in clones if c not in training])
@@ -141,6 +142,11 @@ def simulated(seed: int, arguments) -> pd.DataFrame:
         rows.append({"n_early": n_early, "method": "shuffled clones", "ratio": chance.bits / value, "bits": chance.bits,
                      "p": chance.p_value, "bits_of_cells": value})  # fmt: skip
     return pd.DataFrame(rows)
+
+
+def overlapping(seed: int, arguments) -> pd.DataFrame:
+    """The same with states that overlap and a quarter of the counts: what cells are in is no longer plain to see."""
+    return simulated(seed, arguments, **OVERLAPPING)
 
 
 def crossed(adata) -> pd.Series:
@@ -303,6 +309,7 @@ def peak_memory() -> int:
 
 PARTS = {
     "simulated": simulated,
+    "overlapping": overlapping,
     "forecast": forecast,
     "protocol": protocol,
     "cost": cost,

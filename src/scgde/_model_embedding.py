@@ -369,6 +369,24 @@ def fingerprint(names: pd.Index) -> str:
     return hashlib.sha256("\n".join(names.astype(str)).encode()).hexdigest()
 
 
+def trained_cells(model: EmbeddingMixin) -> np.ndarray:
+    """Cells of a model's AnnData that trained or validated it, sorted.
+
+    Raises
+    ------
+    ValueError
+        If other cells are attached, or in another order.
+    """
+    assert model.adata is not None
+    if fingerprint(model.adata.obs_names) != model.cells_:
+        message = (
+            "The model's AnnData holds other cells than it was trained on, or in another order, so that it cannot be told which "
+            "cells were held out. Load the model with the AnnData of training, or a saved predictor."
+        )
+        raise ValueError(message)
+    return np.sort(np.concatenate([model.train_indices_, model.validation_indices_])).astype(np.int64)
+
+
 def _frame(values: np.ndarray, labels: list[str]) -> pd.DataFrame:
     return pd.DataFrame(
         values, index=pd.Index(labels, name="population", dtype=str), columns=coordinate_names(values.shape[1])

@@ -181,7 +181,7 @@ class TestInput:
             clonal_coupling(x, obs["clone"], obs["state"].iloc[1:])
         with pytest.raises(ValueError, match="another order"):
             clonal_coupling(x, obs["clone"].iloc[::-1])
-        with pytest.raises(ValueError, match="strata has the rows of clones in another order"):
+        with pytest.raises(ValueError, match="strata has other row names than clones, or in another order"):
             clonal_coupling(x.to_numpy(), obs["clone"], obs[["state"]].iloc[::-1])
         with pytest.raises(ValueError, match="dimensions"):
             clonal_coupling(x[0], obs["clone"])

@@ -188,3 +188,20 @@ class TestComposition:
         obs["clone"] = obs["clone"].where(obs["day"] < 6)
         with pytest.raises(ValueError, match="None of 6 cells has both a clone"):
             late_composition(obs, "clone", "fate", "day", 6)
+
+
+def test_posterior_needs_standard_errors():
+    z = pd.DataFrame(np.random.default_rng(0).normal(size=(5, 2)))
+    with pytest.raises(ValueError, match="Populations of one cell have none"):
+        posterior_embedding(z, z * np.nan)
+    with pytest.raises(ValueError, match="1 populations"):
+        posterior_embedding(z[:1], z[:1].abs())
+
+
+def test_clones_are_named_and_not_masked(clones):
+    early, late, _ = clones
+    with pytest.raises(TypeError, match="mask"):
+        predict_fate(early, late, training=[True] * len(early))
+    numbered = early.set_axis(range(len(early)))
+    fate = predict_fate(numbered, late.set_axis(numbered.index), training=[str(i) for i in range(1500)])
+    assert len(fate.probabilities) == 1500

@@ -7,6 +7,7 @@ from anndata import AnnData
 
 from scgde.datasets import simulate_lineage
 from scgde.lineage import Forecaster
+from scgde.lineage._forecast_cells import even_draw, training_cells
 from scgde.lineage._steps import N_DONORS, LineagePopulations, StepHead
 from scgde.lineage.times import TimeScale
 
@@ -136,7 +137,7 @@ class TestSteps:
         head = StepHead(data, np.arange(400), np.arange(400, 800))
         z = np.zeros((1, 2))
         mean = z + head.predict(z, 0).mean
-        draws = head.draw(mean, 500, np.random.default_rng(0))[0, :, 0]
+        draws = head.draw(mean, 1, np.array([-1]), 500, np.random.default_rng(0))[0, :, 0]
         assert np.abs(mean).max() < 0.25
         assert 0.2 < (draws > 0).mean() < 0.8  # of 30 lineages
         assert np.abs(draws).min() > 0.5
@@ -144,7 +145,7 @@ class TestSteps:
     def test_few_lineages_have_no_draws(self):
         data = self.forks(N_DONORS)
         head = StepHead(data, np.arange(N_DONORS), np.arange(N_DONORS, 2 * N_DONORS))
-        draws = head.draw(np.zeros((1, 2)), 5, np.random.default_rng(0))
+        draws = head.draw(np.zeros((1, 2)), 1, np.array([-1]), 5, np.random.default_rng(0))
         assert (draws == 0).all()
 
     def test_populations_of_a_lineage_and_time_are_joined_by_cells(self):
@@ -158,11 +159,91 @@ class TestSteps:
         assert data.n_cells.item() == 4
 
 
+class TestThreeTimes:
+    """Steps over several times, lineages of several columns, cells that are none."""
+
+    @pytest.fixture(scope="class")
+    def mice(self, quick_model):
+        """Clones 0 to 129 of two mice on days 2, 4 and 16, in two wells each; some cells have no clone."""
+        adata = simulate_lineage(260, early_cells=(3, 4), late_cells=(3, 4), unbarcoded=0.1, n_genes=50, seed=5)
+        number = adata.obs["clone"].astype(object).str.removeprefix("clone_")
+        missing = number.isna().to_numpy()
+        code = number.fillna(0).astype(int).to_numpy()
+        rng = np.random.default_rng(0)
+        adata.obs["mouse"] = np.where(code % 2, "A", "B")
+        adata.obs["cl"] = np.where(missing, "none", (code // 2).astype(str)).astype(object)
+        late = (adata.obs["time"] == "late").to_numpy()
+        adata.obs["day"] = np.where(late, rng.choice([4, 16], adata.n_obs), 2)
+        adata.obs["well"] = rng.choice(["w0", "w1"], adata.n_obs)
+        del adata.uns["simulation"]
+        setup = {"population_key": ["mouse", "cl", "day", "well"], "unassigned": ["none"]}
+        model = quick_model(adata, setup, {"max_epochs": 6}, encoder="states")
+        return Forecaster(model, "day", ["mouse", "cl"]).fit()
+
+    def test_matched_cells_are_of_the_day_and_columns_of_the_forecast_lineage(self, mice):
+        cells = mice.predict(16, n_cells=20, method="match", seed=0)
+        source = mice.model.adata.obs.loc[cells.obs["gde_source_cell"]]
+        assert (source["day"] == 16).all()
+        assert (source["cl"] != "none").all()
+        own = cells.obs["mouse"].astype(str) + "|" + cells.obs["cl"].astype(str)
+        taken = (source["mouse"] + "|" + source["cl"]).to_numpy()
+        assert (own.to_numpy() != taken).all()
+        assert own.nunique() == len(own) // 20
+        assert set(cells.obs["well"]) == {"predicted"}
+        assert (cells.obs["day"] == 16).all()
+        assert mice.model.get_population_embedding(cells).shape[0] == own.nunique()
+        generated = mice.predict(16, [("A", 7)], n_cells=5, method="sample", seed=0)
+        assert set(generated.obs["mouse"]) == {"A"}
+        assert set(generated.obs["cl"]) == {"7"}
+
+    def test_cells_without_a_clone_are_no_lineage(self, mice):
+        assert not any("none" in name for name in mice.lineages.index)
+        assert not any("none" in name for name, _ in training_cells(mice, mice.model._table()))
+
+    def test_lineages_that_trained_are_forecast_from_others(self, mice):
+        data = mice._fitted()
+        z = mice.predict_embedding(4, from_time=2)
+        head = mice._head(1)
+        rows = [data.rows(0)[name] for name in z.index]
+        pairs, left_out = head.left_out(np.array(rows))
+        with_pair = pairs >= 0
+        assert with_pair.any()
+        assert z.to_numpy()[with_pair] == pytest.approx(left_out[with_pair], abs=1e-5)
+
+    def test_further_training_makes_it_stale(self, quick_model, clones):
+        model = quick_model(clones[0][:600].copy(), {"population_key": ["clone", "time"]}, {"max_epochs": 2})
+        forecaster = Forecaster(model, "time", "clone").fit()
+        model.train(max_epochs=1, enable_progress_bar=False, accelerator="cpu", seed=1)
+        with pytest.raises(RuntimeError, match="trained further"):
+            forecaster.predict(10)
+
+    def test_cells_in_another_order_are_refused(self, fitted, tmp_path):
+        model = fitted.model
+        model.save(str(tmp_path / "m"))
+        other = type(model).load(str(tmp_path / "m"), adata=model.adata[::-1].copy())
+        with pytest.raises(ValueError, match="in another order"):
+            Forecaster(other, "time", "clone")
+
+    def test_donors_count_alike_whatever_their_size(self):
+        groups = [np.arange(3), np.arange(3, 6), np.arange(6, 300)]
+        drawn = even_draw(groups, 99, np.random.default_rng(0))
+        assert [np.isin(drawn, g).sum() for g in groups] == [33, 33, 33]
+        assert len(np.unique(drawn[drawn >= 6])) == 33
+        assert (np.bincount(drawn[drawn < 3]) == 11).all()
+
+
 class TestTimes:
     """How times may be written."""
 
     @pytest.mark.parametrize(
-        "column", [[6, 2, 4], [6.0, 2.0, 4.0], ["6", "2", "4"], pd.Categorical(["6", "2", "4"], ["6", "2", "4"])]
+        "column",
+        [
+            [6, 2, 4],
+            [6.0, 2.0, 4.0],
+            ["6", "2.0", "2", "4"],
+            ["6", "2", "4"],
+            pd.Categorical(["6", "2", "4"], ["6", "2", "4"]),
+        ],
     )
     def test_numbers_are_numbers_however_written(self, column):
         scale = TimeScale.from_column(pd.Series(column), "day")

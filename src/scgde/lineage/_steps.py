@@ -19,7 +19,7 @@ SLOPES = (0.0, -0.5, -1.0)
 """Shares of an earlier population's own state that a step undoes, to choose from: where all arrive at one state it is all of it."""
 
 MIN_DONORS = 100
-"""Pairs that it takes to tell what is left open from the errors of forecasts; with fewer the mean alone is generated."""
+"""Lineages at a time that it takes to tell from them what a forecast leaves open; with fewer the mean alone is generated."""
 
 N_DONORS = 30
 """Pairs with the nearest forecasts, whose errors are what a forecast leaves open."""
@@ -62,9 +62,12 @@ class LineagePopulations:
         share = (n / total[codes])[:, None]
         z, variance = (np.zeros((len(groups), population.n_vars)) for _ in range(2))
         np.add.at(z, codes, share * population.X[known])
-        np.add.at(variance, codes, np.square(share * population.layers["standard_error"][known].astype(np.float64)))
-        # one cell has no standard error: as uncertain as the least certain
-        variance = np.where(np.isfinite(variance), variance, np.nanmax(variance, axis=0, initial=0.0))
+        own = np.square(population.layers["standard_error"][known].astype(np.float64))
+        # one cell has no standard error: cells of others spread as much
+        single = ~np.isfinite(own).all(1)
+        if single.any() and not single.all():
+            own[single] = (n[~single, None] * own[~single]).mean(0) / n[single, None]
+        np.add.at(variance, codes, np.square(share) * np.where(np.isfinite(own), own, 0.0))
         return cls(groups["lineage"].to_numpy(dtype=str), groups["time"].to_numpy(dtype=np.int64), z, variance, total)
 
     def rows(self, time: int) -> pd.Series:
@@ -87,7 +90,8 @@ class StepHead:
     def __init__(self, data: LineagePopulations, early: np.ndarray, later: np.ndarray) -> None:
         z = data.z[early]
         self.times = sorted(set(data.time[early].tolist()))
-        self.later, self.rows = data.z[later], later
+        self.later, self.rows, self.later_time = data.z[later], later, data.time[later]
+        self.place = pd.Series(np.arange(len(early)), index=early)
         self.centre, self.scale = z.mean(0), max(float(np.sqrt(z.var(0).sum())), 1e-12)
         self.regression = KernelRegression(
             self._inputs(z, data.time[early]),
@@ -112,27 +116,35 @@ class StepHead:
         inputs = self._inputs(z, np.full(len(z), time))
         return self.regression.predict(inputs, np.ones((len(z), 1)), z - self.centre)
 
-    def draw(self, forecast: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+    def has_donors(self, target: int) -> bool:
+        """Whether enough lineages were seen to arrive at a time for telling from them what is left open."""
+        return int((self.later_time == target).sum()) >= MIN_DONORS
+
+    def left_out(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Pairs that have the earlier populations ``rows``, -1 for none; and the forecasts ``(n, n_embedding)`` of these from other lineages."""
+        pairs = self.place.reindex(rows).fillna(-1).to_numpy().astype(np.int64)
+        return pairs, (self.later - self.regression.left_out)[pairs]
+
+    def draw(
+        self, forecast: np.ndarray, target: int, pairs: np.ndarray, count: int, rng: np.random.Generator
+    ) -> np.ndarray:
         """What may become of populations whose mean forecast is known, ``(n, count, n_embedding)``.
 
         A clone becomes neutrophils or monocytes, and not the mean of both. The errors that forecasts of other lineages made, left out of the
         regression, say so: those of the lineages whose forecasts are the nearest are added (predictive mean matching; Little 1988, J Bus Econ
         Stat 6, 287-296). With few lineages it is the mean ``count`` times.
         """
-        if not self.has_donors:
+        if not self.has_donors(target):
             return np.repeat(forecast[:, None], count, axis=1)
-        nearest = self._nearest(forecast)
+        nearest = self.nearest(forecast, target, pairs)
         chosen = np.take_along_axis(nearest, rng.integers(N_DONORS, size=(len(forecast), count)), axis=1)
         return forecast[:, None] + self.regression.left_out[chosen]
 
-    @property
-    def has_donors(self) -> bool:
-        """Whether there are lineages enough to say what is left open."""
-        return self.regression.n_groups >= MIN_DONORS
-
-    def donors(self, forecast: np.ndarray) -> np.ndarray:
-        """Rows of the later populations of the lineages with the nearest forecasts, ``(n, N_DONORS)``."""
-        return self.rows[self._nearest(forecast)]
-
-    def _nearest(self, forecast: np.ndarray) -> np.ndarray:
-        return cKDTree(self.later - self.regression.left_out).query(forecast, N_DONORS)[1]
+    def nearest(self, forecast: np.ndarray, target: int, pairs: np.ndarray) -> np.ndarray:
+        """Pairs that arrive at the time and whose forecasts are the nearest, ``(n, N_DONORS)``; without the own one, ``pairs`` ``(n,)``."""
+        at = np.flatnonzero(self.later_time == target)
+        tree = cKDTree((self.later - self.regression.left_out)[at])
+        found = at[tree.query(forecast, N_DONORS + 1)[1]]
+        # the own pair goes last, and the last one goes
+        order = np.argsort(found == pairs[:, None], axis=1, kind="stable")
+        return np.take_along_axis(found, order, axis=1)[:, :N_DONORS]

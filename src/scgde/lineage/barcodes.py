@@ -34,7 +34,7 @@ def clone_labels(
     adata
         Cells.
     matrix_key
-        Key of ``obsm``, cells x clones: 0 and 1, or counts of barcode molecules. Never made dense.
+        Key of ``obsm``, cells x clones: 0 and 1, or counts of barcode molecules. A sparse one is never made dense.
     names
         Names of clones; their numbers by default, or the columns of a DataFrame.
     multiple
@@ -52,7 +52,7 @@ def clone_labels(
     KeyError
         If there is no such matrix.
     ValueError
-        If it has negative or missing entries, names do not fit, or ``multiple="raise"`` and cells have several clones.
+        If it has negative or missing entries, names do not fit or repeat, or ``multiple="raise"`` and cells have several clones.
     """
     if matrix_key not in adata.obsm:
         message = f"matrix_key={matrix_key!r} is not in obsm; there are {list(adata.obsm)}."
@@ -71,6 +71,9 @@ def clone_labels(
         raise ValueError(message)
     if names is not None and len(names) != matrix.shape[1]:
         message = f"names has {len(names)} entries and obsm[{matrix_key!r}] {matrix.shape[1]} clones."
+        raise ValueError(message)
+    if names is not None and len(set(map(str, names))) != len(names):
+        message = "names has the same name for several clones, which would become one."
         raise ValueError(message)
     matrix.data[matrix.data <= min_count] = 0
     matrix.eliminate_zeros()

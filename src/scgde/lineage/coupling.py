@@ -224,8 +224,9 @@ def _rows(
     }
     for name, index in list(named.items())[1:]:
         first, reference = next(iter(named.items()))
-        if not index.equals(reference) and set(index) == set(reference):
-            message = f"{name} has the rows of {first} in another order; take {name}.loc[{first}.index]."
+        plain = any(isinstance(i, pd.RangeIndex) for i in (index, reference))
+        if not index.equals(reference) and not plain:
+            message = f"{name} has other row names than {first}, or in another order; take {name}.loc[{first}.index]."
             raise ValueError(message)
     clone, names = pd.factorize(column_labels(pd.Series(clones)), sort=True)
     columns = strata if isinstance(strata, pd.DataFrame) else pd.DataFrame(np.asarray(strata, dtype=object))

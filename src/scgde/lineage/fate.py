@@ -14,7 +14,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import KFold
 
 from scgde.data.populations import as_label, column_labels
-from scgde.lineage.information import MIN_CLONES
+from scgde.lineage.information import MIN_CLONES, training_clones
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,8 +39,8 @@ class Fate:
     truth
         Late composition of the same clones, likewise.
     auroc
-        Area under the curve of each class against the others, by the class with the largest share; NaN for classes that no clone, or every
-        one, is of.
+        Area under the curve of each class against the others, by the class with the largest share (clones without one are left out); NaN for
+        classes that no clone, or every one, is of.
     log_loss, baseline
         Mean cross-entropy in bits of the late composition under the prediction, and under the mean composition of training clones.
     penalty, power
@@ -80,13 +80,19 @@ def posterior_embedding(embedding: pd.DataFrame, standard_error: pd.DataFrame) -
     Raises
     ------
     ValueError
-        If rows or columns differ.
+        If rows or columns differ, or no population has a standard error.
     """
     if not (embedding.index.equals(standard_error.index) and embedding.shape == standard_error.shape):
         message = "embedding and standard_error must have the same populations and coordinates, in the same order."
         raise ValueError(message)
     z, s = embedding.to_numpy(dtype=np.float64), np.square(standard_error.to_numpy(dtype=np.float64))
-    s = np.where(np.isfinite(s), s, np.nanmax(s, axis=0, initial=0.0))
+    if len(z) < 2 or not np.isfinite(s).any(axis=0).all():
+        message = (
+            f"{len(z)} populations, {int(np.isfinite(s).all(1).sum())} of them with standard errors: nothing tells how much of their differences is "
+            "the sampling of cells. Populations of one cell have none."
+        )
+        raise ValueError(message)
+    s = np.where(np.isfinite(s), s, np.nanmax(s, axis=0))
     mean = z.mean(0)
     size, axes = np.linalg.eigh(np.cov(z, rowvar=False).reshape(z.shape[1], -1) - np.diag(s.mean(0)))
     between = (axes * np.maximum(size, 0.0)) @ axes.T
@@ -190,7 +196,7 @@ def predict_fate(
     composition = _composition(late)
     clones = early.index.intersection(composition.index)
     rng = np.random.default_rng(seed)
-    own = rng.permutation(len(clones)) % 2 == 0 if training is None else np.asarray(clones.isin(list(training)))
+    own = training_clones(clones, training, rng)
     if own.sum() < MIN_CLONES or (~own).sum() < 1:
         message = (
             f"{own.sum()} clones to learn from and {(~own).sum()} to predict; at least {MIN_CLONES} and 1 are needed."
@@ -210,10 +216,12 @@ def predict_fate(
     names, held = composition.columns, clones[~own]
     truth = pd.DataFrame(y[~own], index=held, columns=names)
     frame = pd.DataFrame(probability, index=held, columns=names)
-    main, auroc = y[~own].argmax(1), {}
+    # clones of two fates alike are of neither
+    clear = (y[~own] == y[~own].max(1, keepdims=True)).sum(1) == 1
+    main, auroc = y[~own][clear].argmax(1), {}
     for i, name in enumerate(names):
         is_one = main == i
-        auroc[name] = roc_auc_score(is_one, probability[:, i]) if 0 < is_one.sum() < len(main) else np.nan
+        auroc[name] = roc_auc_score(is_one, probability[clear, i]) if 0 < is_one.sum() < len(main) else np.nan
     return Fate(frame, truth, pd.Series(auroc), _bits(y[~own], probability), _bits(y[~own], mean[None]), penalty, power)
 
 

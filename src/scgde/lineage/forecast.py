@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 import pandas as pd
 
-from scgde._constants import OWN_PREFIX
+from scgde._constants import LABEL_SEPARATOR, OWN_PREFIX
 from scgde._model_decoding import check_count
-from scgde.data.populations import as_keys, as_label, population_labels
+from scgde._model_embedding import trained_cells
+from scgde.data.populations import as_keys, as_label, column_labels, population_labels
 from scgde.inference import coordinate_names
-from scgde.lineage._forecast_cells import generated_cells, matched_cells, moved_cells
+from scgde.lineage._forecast_cells import Forecast, generated_cells, matched_cells, moved_cells
 from scgde.lineage._forecast_evaluation import evaluate_forecasts
 from scgde.lineage._steps import MIN_DONORS, MIN_PAIRS, LineagePopulations, StepHead
 from scgde.lineage.times import TimeScale
@@ -25,6 +27,9 @@ if TYPE_CHECKING:
     from scgde import GDEModel
 
 logger = logging.getLogger(__name__)
+
+PREDICTED = "predicted"
+"""Label of forecast cells in population columns that are neither lineage nor time."""
 
 MAX_PAIRS = 2000
 """Pairs of an earlier and a later population that a forecast is learned from, at most; its cost grows with their cube."""
@@ -76,9 +81,14 @@ class Forecaster:
                     f"{name}={key!r} is not a column of obs; there are {[str(c) for c in model.adata.obs.columns]}."
                 )
                 raise KeyError(message)
-        self.times = TimeScale.from_column(model.adata.obs[time_key], time_key)
+        # of the cells that trained, in a population: nothing is known of other times
+        known = trained_cells(model)
+        known = known[model._table().codes[known] >= 0]
+        self.times = TimeScale.from_column(model.adata.obs[time_key].iloc[known], time_key)
         self._populations: LineagePopulations | None = None
         self._heads: dict[int, StepHead] = {}
+        self._state = ""
+        self._warned: set[tuple[int, int]] = set()
 
     # ---------------------------------------------------------------------- fit
 
@@ -90,10 +100,8 @@ class Forecaster:
         ValueError
             If no lineage has cells at two times.
         """
-        model = self.model
-        used = np.sort(np.concatenate([model.train_indices_, model.validation_indices_])).astype(np.int64)
-        self._populations = self._describe(None, used)
-        self._heads = {}
+        self._populations = self._describe(None, trained_cells(self.model))
+        self._heads, self._state = {}, state_of(self.model)
         times = pd.Series(self._populations.time).groupby(self._populations.lineage).nunique()
         if not (times > 1).any():
             message = (
@@ -113,6 +121,9 @@ class Forecaster:
     def _fitted(self) -> LineagePopulations:
         if self._populations is None:
             message = "The forecaster is not fitted; call fit() first."
+            raise RuntimeError(message)
+        if self._state != state_of(self.model):
+            message = "The model was trained further after fit(), and its embeddings have moved; call fit() again."
             raise RuntimeError(message)
         return self._populations
 
@@ -143,6 +154,9 @@ class Forecaster:
         later = place.reindex(pd.MultiIndex.from_arrays([data.lineage, data.time + steps])).to_numpy()
         early = np.flatnonzero(np.isfinite(later))
         return early, later[early].astype(np.int64)
+
+    def _is_learned(self, start: int, target: int) -> bool:
+        return len(self._pairs(target - start)[0]) >= MIN_PAIRS
 
     def _head(self, steps: int) -> StepHead:
         """What was learned of steps over some time points."""
@@ -197,14 +211,12 @@ class Forecaster:
         DataFrame, lineages x coordinates. ``attrs`` holds ``standard_error`` (of each coordinate, for the true later embedding: what
         the early state leaves open) and ``from_time`` in the same order.
         """
-        data, rows, target = self._sources(time, lineages, adata, from_time)
-        z, variance = self._forecast(data, rows, target)
-        frame = pd.DataFrame(
-            z, index=pd.Index(data.lineage[rows], name="lineage"), columns=coordinate_names(z.shape[1])
-        )
+        found = self._forecast(time, lineages, adata, from_time)
+        names = pd.Index(found.data.lineage[found.rows], name="lineage")
+        frame = pd.DataFrame(found.z, index=names, columns=coordinate_names(found.z.shape[1]))
         frame.attrs = {
-            "standard_error": np.sqrt(variance).tolist(),
-            "from_time": [self.times.labels[t] for t in data.time[rows]],
+            "standard_error": np.sqrt(found.variance).tolist(),
+            "from_time": [self.times.labels[t] for t in found.data.time[found.rows]],
         }
         return frame
 
@@ -227,7 +239,8 @@ class Forecaster:
         time
             Time to forecast, one that the model has cells of.
         lineages
-            Lineages to forecast; by default all that have cells at an earlier time.
+            Lineages to forecast, a list of labels (tuples for several columns) or one; by default all that have cells at an earlier time. Those that
+            trained are forecast from the others, their own future left out.
         adata
             Cells of lineages that the model need not know, with the model's population columns; the model's own by default.
         n_cells
@@ -263,21 +276,21 @@ class Forecaster:
         if method == "match" and batch is not None:
             message = f"batch={batch!r}: matched cells are as they were observed; use method='sample' to decode under a batch."
             raise ValueError(message)
-        data, rows, target = self._sources(time, lineages, adata, from_time)
-        z, _ = self._forecast(data, rows, target)
-        enough = all(self._head(int(target - t)).has_donors for t in np.unique(data.time[rows]))
+        forecast = self._forecast(time, lineages, adata, from_time)
+        starts = np.unique(forecast.data.time[forecast.rows])
+        enough = all(self._head(int(forecast.target - t)).has_donors(forecast.target) for t in starts)
         if method == "auto":
             method = "match" if enough and batch is None else "sample"
         elif method == "match" and not enough:
-            message = f"method='match' needs {MIN_DONORS} lineages to learn the step from; use method='sample'."
+            message = f"method='match' needs {MIN_DONORS} lineages that were seen at both times; use method='sample'."
             raise ValueError(message)
         if method == "match":
-            cells = matched_cells(self, data, rows, z, target, n_cells, seed)
+            cells = matched_cells(self, forecast, n_cells, seed)
         elif method == "sample":
-            cells = generated_cells(self, data, rows, z, target, n_cells, batch, seed)
+            cells = generated_cells(self, forecast, n_cells, batch, seed)
         else:
-            cells = moved_cells(self, data, rows, z, adata, n_cells, batch, seed)
-        self._name(cells, np.repeat(data.lineage[rows], n_cells), np.repeat(data.time[rows], n_cells), target, method)
+            cells = moved_cells(self, forecast, adata, n_cells, batch, seed)
+        self._name(cells, forecast, self.model.adata if adata is None else adata, n_cells, method)
         return cells
 
     def evaluate(
@@ -287,6 +300,7 @@ class Forecaster:
         *,
         from_time: Any = None,
         n_cells: int = 100,
+        batch: Any = None,
         per_lineage: bool = False,
         seed: int | None = 0,
     ) -> pd.DataFrame:
@@ -300,6 +314,8 @@ class Forecaster:
             See :meth:`predict`.
         n_cells
             Cells that are forecast for each lineage.
+        batch
+            Batch to decode under; needed where cells are of a batch that the model does not know. Cells are then generated.
         per_lineage
             Return one row for each method and lineage in place of means over lineages.
         seed
@@ -307,21 +323,24 @@ class Forecaster:
 
         Returns
         -------
-        DataFrame, methods x metrics. The methods are ``scgde`` (with ``method="auto"``), ``scgde, sample`` and ``scgde, transport`` (see :meth:`predict`), ``earlier cells`` (nothing
+        DataFrame, methods x metrics, means over the same ``n`` lineages (where a distance needs two cells or four, over those that have them). The methods
+        are ``scgde`` (with ``method="auto"``), ``scgde, sample`` where that is another one, and ``scgde, transport`` (see :meth:`predict`), ``earlier cells`` (nothing
         changes), ``mean shift`` (earlier cells, and the mean change of log-normalised expression in training lineages), ``all later cells`` (of
         training lineages), ``nearest lineages`` (later cells of the five training lineages whose earlier cells are the nearest in the mean) and the
         ceiling (half of the real later cells for the other half). ``e_distance`` is the unbiased E-distance to the real later cells in 50 principal
         components of log-normalised expression of training cells, ``e_ratio`` its mean over that of the earlier cells, ``mse`` the squared
-        error of the mean over genes.
+        error of the mean over genes (the sampling of few real cells is in it, for all methods alike; the ceiling, of half the cells, has none).
 
         Raises
         ------
         ValueError
-            If later cells of a lineage trained the forecaster, or no lineage has cells at both times.
+            If cells of a lineage at a later time than that of the start trained the model, or no lineage has cells at both times.
         KeyError
             If a column or time is absent.
         """
-        return evaluate_forecasts(self, adata, time, from_time, n_cells, per_lineage=per_lineage, seed=seed)
+        return evaluate_forecasts(
+            self, adata, time, from_time, n_cells, batch=batch, per_lineage=per_lineage, seed=seed
+        )
 
     def _sources(
         self, time: Any, lineages: Sequence[Any] | None, adata: AnnData | None, from_time: Any
@@ -338,9 +357,22 @@ class Forecaster:
         latest = pd.Series(usable, index=data.lineage[usable])  # sorted by time within a lineage
         latest = latest[~latest.index.duplicated(keep="last")]
         if lineages is None:
-            chosen = latest
+            learned = {int(t): self._is_learned(int(t), target) for t in np.unique(data.time[latest])}
+            chosen = latest[[learned[int(t)] for t in data.time[latest]]]
+            if 0 < len(chosen) < len(latest):
+                logger.warning(
+                    f"{len(latest) - len(chosen)} lineages are left out: fewer than {MIN_PAIRS} lineages of the model have populations as far "
+                    "apart as theirs are from the time that is asked for. Name lineages and from_time to start from another time."
+                )
+            chosen = chosen if len(chosen) else latest
         else:
-            asked = [as_label(v) for v in ([lineages] if isinstance(lineages, str) else lineages)]
+            asked = [
+                as_label(v)
+                for v in (lineages if isinstance(lineages, list | np.ndarray | pd.Index | pd.Series) else [lineages])
+            ]
+            if not asked:
+                message = "lineages is empty; leave it out for all."
+                raise ValueError(message)
             absent = [name for name in asked if name not in latest.index]
             if absent:
                 when = f"before {self.times.labels[target]}" if start is None else f"at {self.times.labels[start]}"
@@ -352,25 +384,56 @@ class Forecaster:
             raise KeyError(message)
         return data, chosen.to_numpy(dtype=np.int64), target
 
-    def _forecast(self, data: LineagePopulations, rows: np.ndarray, target: int) -> tuple[np.ndarray, np.ndarray]:
-        """Forecast embeddings of populations at a time, and their variances, ``(rows, n_embedding)`` each."""
-        z, variance = np.empty((len(rows), data.z.shape[1])), np.empty((len(rows), data.z.shape[1]))
+    def _forecast(self, time: Any, lineages: Sequence[Any] | None, adata: AnnData | None, from_time: Any) -> Forecast:
+        """Forecast embeddings; those of lineages that trained are of the others."""
+        data, rows, target = self._sources(time, lineages, adata, from_time)
+        z, variance = (np.empty((len(rows), data.z.shape[1])) for _ in range(2))
+        pairs = np.full(len(rows), -1)
         for start in np.unique(data.time[rows]):
-            here = data.time[rows] == start
-            result = self._head(int(target - start)).predict(data.z[rows[here]], int(start))
+            here = np.flatnonzero(data.time[rows] == start)
+            head = self._head(int(target - start))
+            if not ((head.later_time == target).any() or (int(start), target) in self._warned):
+                self._warned.add((int(start), target))
+                logger.warning(
+                    f"No lineage of the model was seen at both {self.times.labels[start]!r} and {self.times.labels[target]!r}: the forecast "
+                    "is that of other steps over as many time points."
+                )
+            result = head.predict(data.z[rows[here]], int(start))
             z[here], variance[here] = data.z[rows[here]] + result.mean, result.variance
-        return z, variance
+            if adata is None:
+                pairs[here], left_out = head.left_out(rows[here])
+                own = pairs[here] >= 0
+                z[here[own]] = left_out[own]
+        return Forecast(data, rows, target, z, variance, pairs)
 
-    def _name(self, cells: AnnData, lineage: np.ndarray, start: np.ndarray, target: int, method: str) -> None:
-        """Write what the cells are a forecast of."""
-        obs, labels = cells.obs, np.array(self.times.labels, dtype=object)
-        if len(self.lineage_keys) == 1:
-            obs[self.lineage_keys[0]] = pd.Categorical(lineage)
-        else:
-            obs[f"{OWN_PREFIX}lineage"] = pd.Categorical(lineage)
-        own = None if self.model.adata is None else self.model.adata.obs[self.time_key]
-        is_number = own is not None and pd.api.types.is_numeric_dtype(own)
-        label = self.times.labels[target]
-        obs[self.time_key] = self.times.values[target] if is_number else pd.Categorical([label] * len(obs))
+    def _name(self, cells: AnnData, forecast: Forecast, source: AnnData | None, n_cells: int, method: str) -> None:
+        """Write what the cells are a forecast of, in every column that says what population a cell is of."""
+        assert source is not None
+        obs, own_times = cells.obs, source.obs[self.time_key]
+        lineage = np.repeat(forecast.data.lineage[forecast.rows], n_cells)
+        labels = np.array(self.times.labels, dtype=object)
+        target = str(labels[forecast.target])
+        known = (
+            pd.DataFrame({key: column_labels(source.obs[key]) for key in self.lineage_keys}).dropna().drop_duplicates()
+        )
+        known.index = pd.Index([LABEL_SEPARATOR.join(row) for row in known.to_numpy()])
+        keys = self.model._population_keys()
+        for key in keys:
+            obs[key] = pd.Categorical([PREDICTED] * len(obs))
+        if not {self.time_key, *self.lineage_keys} <= set(keys):
+            obs[keys[-1]] = pd.Categorical([LABEL_SEPARATOR.join((name, target)) for name in lineage])
+        for key in self.lineage_keys:
+            obs[key] = pd.Categorical(known.loc[lineage, key].to_numpy())
+        is_number = pd.api.types.is_numeric_dtype(own_times)
+        obs[self.time_key] = self.times.values[forecast.target] if is_number else pd.Categorical([target] * len(obs))
+        start = np.repeat(forecast.data.time[forecast.rows], n_cells)
         obs[f"{OWN_PREFIX}from_time"] = pd.Categorical(labels[start])
         obs[f"{OWN_PREFIX}method"] = pd.Categorical([method] * len(obs))
+
+
+def state_of(model: GDEModel) -> str:
+    """Digest of what a model has learned."""
+    digest = hashlib.sha256()
+    for value in model.module.state_dict().values():
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -10,6 +10,8 @@ import pandas as pd
 from scipy.spatial import cKDTree
 from scipy.special import digamma
 
+from scgde.data.populations import as_label
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -27,14 +29,15 @@ class Information:
     Attributes
     ----------
     bits
-        Estimate less the mean of the null: nearest-neighbour estimates are biased by dimension and number of clones, and the null shares
-        most of that bias.
+        Estimate less the mean of the null, which takes away what dimension and number of clones alone give. What remains errs low where
+        early and late go together closely and clones are few (by a fifth for 1.5 bits and 100 clones, a twentieth for 400).
     raw, null
         Estimate, and estimates with late populations permuted over clones, ``(n_permutations,)``.
     p_value
         Share of permutations (with the data themselves) that reach the estimate.
     interval
-        95 % interval of ``bits`` from clones drawn in halves without replacement; NaN with few clones.
+        95 % interval from clones drawn in halves without replacement: of the choice of clones, and not of what the estimate misses; NaN with
+        few clones.
     pointwise
         Local information of each clone, by clone, of which ``raw`` is the mean.
     n_components
@@ -200,10 +203,16 @@ def clone_information(
             raise ValueError(message)
     clones = early.index.intersection(late.index)
     rng = np.random.default_rng(seed)
-    if training is None:
-        own = rng.permutation(len(clones)) % 2 == 0
-    else:
-        own = clones.isin([str(c) for c in training]) | clones.isin(list(training))
+    own = training_clones(clones, training, rng)
+    if n_permutations < 1:
+        message = f"n_permutations={n_permutations} must be at least 1: without a null there are no bits."
+        raise ValueError(message)
+    if n_components is not None and not 1 <= n_components <= min(early.shape[1], late.shape[1]):
+        message = f"n_components={n_components} must be between 1 and {min(early.shape[1], late.shape[1])}, the width of the embeddings."
+        raise ValueError(message)
+    if k >= (~own).sum():
+        message = f"k={k} neighbours of {(~own).sum()} clones: choose fewer."
+        raise ValueError(message)
     if own.sum() < MIN_CLONES or (~own).sum() < MIN_CLONES:
         message = (
             f"{len(clones)} clones have both an early and a late population, {own.sum()} of them for training and {(~own).sum()} to "
@@ -224,6 +233,17 @@ def clone_information(
         pd.Series(local, index=clones[~own], name="information"),
         projection.n_components,
     )
+
+
+def training_clones(clones: pd.Index, training: Sequence[str] | None, rng: np.random.Generator) -> np.ndarray:
+    """Which clones are to learn from, ``(clones,)``; every second one, at random, if they are not named."""
+    if training is None:
+        return rng.permutation(len(clones)) % 2 == 0
+    named = list(training)
+    if named and all(isinstance(c, bool | np.bool_) for c in named):
+        message = "training is a mask and must hold the names of clones, such as early.index[mask]."
+        raise TypeError(message)
+    return np.asarray(pd.Index([as_label(c) for c in clones]).isin([as_label(c) for c in named]))
 
 
 def _interval(

@@ -41,8 +41,8 @@ class TimeScale:
         present = column_labels(column).dropna().unique().tolist()
         numbers = pd.to_numeric(pd.Series(present, dtype=object), errors="coerce").to_numpy(dtype=float)
         if np.isfinite(numbers).all():
-            order = np.argsort(numbers, kind="stable")
-            return cls([present[i] for i in order], numbers[order], True)
+            values = np.unique(numbers)  # "2" and "2.0" are one time
+            return cls([as_label(float(v)) for v in values], values, True)
         if isinstance(column.dtype, pd.CategoricalDtype) and column.cat.ordered:
             labels = [as_label(c) for c in column.cat.categories]
             labels = [label for label in labels if label in set(present)]
@@ -67,12 +67,13 @@ class TimeScale:
             return self.labels.index(label)
         if self.is_numeric:
             try:
-                same = np.flatnonzero(np.isclose(self.values, float(label)))
+                # times that went through single precision are the same times
+                same = np.flatnonzero(np.isclose(self.values, float(label), rtol=1e-6, atol=0))
             except ValueError:
                 same = np.array([], dtype=int)
-            if len(same):
+            if len(same) == 1:
                 return int(same[0])
-        message = f"{argument}={time!r} is no time that the model has cells of; there are {self.labels}."
+        message = f"{argument}={time!r} is no time that the model was trained on cells of; there are {self.labels}."
         raise KeyError(message)
 
     def positions(self, column: pd.Series) -> np.ndarray:

@@ -132,11 +132,6 @@ class CellMover:
         origin = self.table.obs.iloc[self.source.rows[chosen]]
         return self._adata(x, origin, after)
 
-    def keep(self, chosen: np.ndarray) -> AnnData:
-        """The source cells ``chosen`` as they were observed."""
-        context = RowContexts(*(values[chosen] for values in self.before))
-        return self._adata(self.x[chosen], self.table.obs.iloc[self.source.rows[chosen]], context)
-
     def generate(self, target: np.ndarray, n_cells: int | None) -> AnnData:
         """Generate cells of a population with the embedding ``target``, at the depths of the nearest training population."""
         frame = pd.DataFrame(target[None], index=["predicted"], columns=coordinate_names(len(target)))
@@ -147,20 +142,25 @@ class CellMover:
         return cells
 
     def _adata(self, x: np.ndarray, origin: pd.DataFrame, context: RowContexts) -> AnnData:
-        model, args = self.model, self.model.registry_["setup_args"]
-        keys = [*model._population_keys(), *(args["categorical_covariate_keys"] or [])]
-        obs = pd.DataFrame(index=pd.Index([f"{OWN_PREFIX}{i}" for i in range(len(x))]))
-        for key in keys:
-            if key in origin:
-                obs[key] = np.asarray(origin[key].astype(object))
-        for i, key in enumerate(args["continuous_covariate_keys"] or []):
-            obs[key] = context.continuous[:, i]
-        if args["batch_key"] is not None:
-            names = np.array(model._mapping("batch", args["batch_key"]), dtype=object)
-            obs[args["batch_key"]] = pd.Categorical(names[context.batch])
-        obs[f"{OWN_PREFIX}source_cell"] = np.asarray(origin.index, dtype=object)
-        obs[f"{OWN_PREFIX}start"] = self.start
-        return model._rows_adata(x, obs, context)
+        return derived_cells(self.model, x, origin, context, self.start)
+
+
+def derived_cells(model: GDEModel, x: Any, origin: pd.DataFrame, context: RowContexts, start: str) -> AnnData:
+    """AnnData of rows ``x`` ``(cells, n_vars)`` that were made of the cells ``origin``, with the columns of the model and where they are from."""
+    args = model.registry_["setup_args"]
+    keys = [*model._population_keys(), *(args["categorical_covariate_keys"] or [])]
+    obs = pd.DataFrame(index=pd.Index([f"{OWN_PREFIX}{i}" for i in range(x.shape[0])]))
+    for key in keys:
+        if key in origin:
+            obs[key] = np.asarray(origin[key].astype(object))
+    for i, key in enumerate(args["continuous_covariate_keys"] or []):
+        obs[key] = context.continuous[:, i]
+    if args["batch_key"] is not None:
+        names = np.array(model._mapping("batch", args["batch_key"]), dtype=object)
+        obs[args["batch_key"]] = pd.Categorical(names[context.batch])
+    obs[f"{OWN_PREFIX}source_cell"] = np.asarray(origin.index, dtype=object)
+    obs[f"{OWN_PREFIX}start"] = start
+    return model._rows_adata(x, obs, context)
 
 
 class SeenCells:

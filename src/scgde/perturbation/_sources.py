@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from anndata import AnnData
 
-from scgde._model_embedding import fingerprint
+from scgde._model_embedding import trained_cells
 from scgde.data.populations import as_label
 from scgde.perturbation._base import PredictorBase
 from scgde.perturbation._cells import MIN_REPLICATES, SourceCells
@@ -68,22 +68,8 @@ class SourcesMixin(PredictorBase):
         return SourceCells(name, z, variance, self.model.adata, rows[used[rows]], is_own=True)
 
     def _used_cells(self) -> np.ndarray:
-        """Cells of the model's AnnData that trained or validated it, sorted.
-
-        Raises
-        ------
-        ValueError
-            If other cells are attached, or in another order.
-        """
-        model = self.model
-        assert model.adata is not None
-        if fingerprint(model.adata.obs_names) != model.cells_:
-            message = (
-                "The model's AnnData holds other cells than it was trained on, or in another order, so that it cannot be told which "
-                "cells were held out. Load the model with the AnnData of training, or a saved predictor."
-            )
-            raise ValueError(message)
-        return np.sort(np.concatenate([model.train_indices_, model.validation_indices_])).astype(np.int64)
+        """See :func:`scgde._model_embedding.trained_cells`."""
+        return trained_cells(self.model)
 
     def _with_population_columns(self, adata: AnnData, context: str | None) -> AnnData:
         """The AnnData, or one of the same arrays whose ``obs`` has the model's population columns too: cells to predict from or to need none."""
