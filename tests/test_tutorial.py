@@ -17,6 +17,7 @@ NOTEBOOKS = {
         ],
     ),
     "geometry": (6, ["66 populations to train on, 24 put aside"]),
+    "lineage": (5, ["a vector of 64 numbers", "shuffled clones:"]),
     "perturbation_context": (5, ["integer counts: True", "from 60 control cells without any annotation"]),
     "perturbation_screen": (4, ["was never seen and has no features", "9 of the 15 hidden pairs interact"]),
 }

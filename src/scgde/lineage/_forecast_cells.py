@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from scgde._constants import OWN_PREFIX
+from scgde._constants import LABEL_SEPARATOR, OWN_PREFIX
 from scgde._model_embedding import trained_cells
-from scgde.data.populations import population_labels
+from scgde.data.populations import column_labels, population_labels
 from scgde.generation import RowContexts
 from scgde.inference import coordinate_names
 from scgde.perturbation._cells import CellMover, SourceCells, derived_cells, joined
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 N_DRAWS = 25
 """Later populations that the cells of one forecast are drawn from, at most."""
+
+PREDICTED = "predicted"
+"""Label of forecast cells in population columns that are neither lineage nor time."""
 
 MAX_DRAWN = 4000
 """Populations that are generated at a time."""
@@ -149,3 +152,35 @@ def moved_cells(
         mover = CellMover(model, source, batch=batch, seed=int(rng.integers(2**31)), start="earlier")
         blocks.append(mover.move(target, mover.choose(n_cells)))
     return joined(blocks)
+
+
+def name_cells(
+    forecaster: Forecaster, cells: AnnData, forecast: Forecast, adata: AnnData | None, n_cells: int, method: str
+) -> None:
+    """Write what the cells are a forecast of, in every column that says what population a cell is of."""
+    source = forecaster.model.adata if adata is None else adata
+    assert source is not None
+    obs, own_times = cells.obs, source.obs[forecaster.time_key]
+    lineage = np.repeat(forecast.data.lineage[forecast.rows], n_cells)
+    labels = np.array(forecaster.times.labels, dtype=object)
+    target = str(labels[forecast.target])
+    known = (
+        pd.DataFrame({key: column_labels(source.obs[key]) for key in forecaster.lineage_keys})
+        .dropna()
+        .drop_duplicates()
+    )
+    known.index = pd.Index([LABEL_SEPARATOR.join(row) for row in known.to_numpy()])
+    keys = forecaster.model._population_keys()
+    for key in keys:
+        obs[key] = pd.Categorical([PREDICTED] * len(obs))
+    if not {forecaster.time_key, *forecaster.lineage_keys} <= set(keys):
+        obs[keys[-1]] = pd.Categorical([LABEL_SEPARATOR.join((name, target)) for name in lineage])
+    for key in forecaster.lineage_keys:
+        obs[key] = pd.Categorical(known.loc[lineage, key].to_numpy())
+    is_number = pd.api.types.is_numeric_dtype(own_times)
+    obs[forecaster.time_key] = (
+        forecaster.times.values[forecast.target] if is_number else pd.Categorical([target] * len(obs))
+    )
+    start = np.repeat(forecast.data.time[forecast.rows], n_cells)
+    obs[f"{OWN_PREFIX}from_time"] = pd.Categorical(labels[start])
+    obs[f"{OWN_PREFIX}method"] = pd.Categorical([method] * len(obs))

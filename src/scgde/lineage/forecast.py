@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import numpy as np
 import pandas as pd
 
-from scgde._constants import LABEL_SEPARATOR, OWN_PREFIX
 from scgde._model_decoding import check_count
 from scgde._model_embedding import trained_cells
-from scgde.data.populations import as_keys, as_label, column_labels, population_labels
+from scgde.data.populations import as_keys, as_label, population_labels
 from scgde.inference import coordinate_names
-from scgde.lineage._forecast_cells import Forecast, generated_cells, matched_cells, moved_cells
+from scgde.lineage._forecast_cells import Forecast, generated_cells, matched_cells, moved_cells, name_cells
 from scgde.lineage._forecast_evaluation import evaluate_forecasts
 from scgde.lineage._steps import MIN_DONORS, MIN_PAIRS, LineagePopulations, StepHead
 from scgde.lineage.times import TimeScale
@@ -28,8 +27,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-PREDICTED = "predicted"
-"""Label of forecast cells in population columns that are neither lineage nor time."""
 
 MAX_PAIRS = 2000
 """Pairs of an earlier and a later population that a forecast is learned from, at most; its cost grows with their cube."""
@@ -290,7 +287,7 @@ class Forecaster:
             cells = generated_cells(self, forecast, n_cells, batch, seed)
         else:
             cells = moved_cells(self, forecast, adata, n_cells, batch, seed)
-        self._name(cells, forecast, self.model.adata if adata is None else adata, n_cells, method)
+        name_cells(self, cells, forecast, adata, n_cells, method)
         return cells
 
     def evaluate(
@@ -405,30 +402,6 @@ class Forecaster:
                 own = pairs[here] >= 0
                 z[here[own]] = left_out[own]
         return Forecast(data, rows, target, z, variance, pairs)
-
-    def _name(self, cells: AnnData, forecast: Forecast, source: AnnData | None, n_cells: int, method: str) -> None:
-        """Write what the cells are a forecast of, in every column that says what population a cell is of."""
-        assert source is not None
-        obs, own_times = cells.obs, source.obs[self.time_key]
-        lineage = np.repeat(forecast.data.lineage[forecast.rows], n_cells)
-        labels = np.array(self.times.labels, dtype=object)
-        target = str(labels[forecast.target])
-        known = (
-            pd.DataFrame({key: column_labels(source.obs[key]) for key in self.lineage_keys}).dropna().drop_duplicates()
-        )
-        known.index = pd.Index([LABEL_SEPARATOR.join(row) for row in known.to_numpy()])
-        keys = self.model._population_keys()
-        for key in keys:
-            obs[key] = pd.Categorical([PREDICTED] * len(obs))
-        if not {self.time_key, *self.lineage_keys} <= set(keys):
-            obs[keys[-1]] = pd.Categorical([LABEL_SEPARATOR.join((name, target)) for name in lineage])
-        for key in self.lineage_keys:
-            obs[key] = pd.Categorical(known.loc[lineage, key].to_numpy())
-        is_number = pd.api.types.is_numeric_dtype(own_times)
-        obs[self.time_key] = self.times.values[forecast.target] if is_number else pd.Categorical([target] * len(obs))
-        start = np.repeat(forecast.data.time[forecast.rows], n_cells)
-        obs[f"{OWN_PREFIX}from_time"] = pd.Categorical(labels[start])
-        obs[f"{OWN_PREFIX}method"] = pd.Categorical([method] * len(obs))
 
 
 def state_of(model: GDEModel) -> str:
