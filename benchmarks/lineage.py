@@ -35,6 +35,7 @@ from scgde.perturbation.space import ExpressionSpace
 ROWS = RESULTS / "lineage"
 N_CLONES, N_EARLY, N_LATE = 6000, 10, (5, 20)
 EARLY = (3, 5, 10)
+FEW_CLONES = 200
 OVERLAPPING = {"separation": 1.5, "depth": 500.0}
 SIMULATED = ("pseudobulk PCA, 10", "pseudobulk PCA, 50", "scVI mean", "kernel mean", "exact OT, MDS")
 
@@ -222,14 +223,16 @@ def protocol(seed: int, arguments) -> pd.DataFrame:
             early, later = by_time(frame, "early"), by_time(frame, "late")
             clones = sorted(set(early.index) & set(later.index))
             data[name] = early.loc[clones].to_numpy(float), later.loc[clones].to_numpy(float)
-        whiten = [_whitening(v) for v in data["train"]]
-        for estimate, bits in estimates(data, whiten, rng).items():
-            order = {k: rng.permutation(len(v[0])) for k, v in data.items()}
-            shuffled = {k: (v[0], v[1][order[k]]) for k, v in data.items()}
-            rows.append({"encoder": encoder, "method": estimate, "bits": bits,
-                         "shuffled_clones": estimates(shuffled, whiten, rng, only=estimate)[estimate],
-                         "bits_of_cells": value, "bits_of_laws": lineage_information(truth["joint"])})  # fmt: skip
-            print(rows[-1], flush=True)
+        for n_clones in (FEW_CLONES, len(data["test"][0])):
+            part = {k: (v[0][:n_clones], v[1][:n_clones]) for k, v in data.items()}
+            whiten = [_whitening(v) for v in part["train"]]
+            for estimate, bits in estimates(part, whiten, rng).items():
+                order = {k: rng.permutation(len(v[0])) for k, v in part.items()}
+                shuffled = {k: (v[0], v[1][order[k]]) for k, v in part.items()}
+                rows.append({"encoder": encoder, "clones": n_clones, "method": estimate, "bits": bits,
+                             "shuffled_clones": estimates(shuffled, whiten, rng, only=estimate)[estimate],
+                             "bits_of_cells": value, "bits_of_laws": lineage_information(truth["joint"])})  # fmt: skip
+                print(rows[-1], flush=True)
     return pd.DataFrame(rows)
 
 
@@ -239,7 +242,7 @@ def estimates(data: dict, whiten: list, rng, only: str | None = None) -> dict[st
     units = np.r_[10.0, np.ones(a.shape[1] - 1)]
 
     def less_null(early, later) -> float:
-        null = np.mean([ksg(early, later[rng.permutation(len(later))]).mean() for _ in range(5)])
+        null = np.mean([ksg(early, later[rng.permutation(len(later))]).mean() for _ in range(3)])
         return float(ksg(early, later).mean() - null)
 
     def projected(teach, score) -> float:
@@ -349,7 +352,7 @@ def main() -> None:
     arguments = options(__doc__, part="simulated", fresh=0, clones=N_CLONES, **{"first-seed": 0})
     for part in PARTS if arguments.part == "all" else arguments.part.split(","):
         rows = pd.concat([run(part, seed, arguments) for seed in seeds(arguments)], ignore_index=True)
-        by = [c for c in ("task", "encoder", "n_early", "method") if c in rows]
+        by = [c for c in ("task", "encoder", "clones", "n_early", "method") if c in rows]
         report(f"lineage_{part}", summary(rows, by), arguments)
 
 
