@@ -159,7 +159,8 @@ def _is_time(times: pd.Series, time: str) -> np.ndarray:
     same = (times == time).to_numpy()
     number = pd.to_numeric(time, errors="coerce")
     if not same.any() and np.isfinite(number):
-        same = np.isclose(pd.to_numeric(times, errors="coerce").to_numpy(dtype=np.float64), number)
+        values = pd.to_numeric(times, errors="coerce").to_numpy(dtype=np.float64)
+        same = np.isclose(values, number, rtol=1e-6, atol=0)
     return same
 
 
