@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 import torch
-from _common import CellPCA, group_means, log_normalised
+from _common import CellPCA, group_means, log_normalised, quiet_train
 from scipy.spatial import cKDTree
 from sklearn.decomposition import PCA
 
@@ -128,6 +128,16 @@ class Baselines:
             elif method == "cell mean":
                 found[method] = group_means(cells, codes)
         return {k: pd.DataFrame(v, index=names) for k, v in found.items()}
+
+
+def trained(adata, seed: int, epochs: int | None, keys: list[str], **choices) -> tuple[scgde.GDEModel, float]:
+    """A model of a copy of the cells, and the CPU seconds of its training."""
+    cells = adata.copy()
+    scgde.GDEModel.setup_anndata(cells, keys)
+    model = scgde.GDEModel(cells, **choices)
+    seconds = quiet_train(model, max_epochs=epochs, seed=seed)
+    print(f"trained {choices} in {seconds:.0f} CPU s", flush=True)
+    return model, seconds
 
 
 def by_blocks(codes: np.ndarray, size: int) -> list[np.ndarray]:

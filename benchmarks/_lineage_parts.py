@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-from _common import CellPCA, quiet_train
-from _lineage import Baselines, by_time, knn_divergence, quantiles, shares
+from _common import CellPCA
+from _lineage import Baselines, by_time, knn_divergence, quantiles, shares, trained
 from scipy.spatial.distance import cdist
 from scipy.stats import spearmanr
 from sklearn.cluster import KMeans
@@ -18,16 +18,6 @@ from scgde.perturbation.space import ExpressionSpace
 
 ENCODERS = {"scgde, states": {"encoder": "states"}, "scgde, residual": {}}
 SMALL = ("pseudobulk PCA, 10", "pseudobulk PCA, 50", "kernel mean", "exact OT, MDS")
-
-
-def trained(adata, seed: int, epochs: int | None, keys: list[str], **choices):
-    """A model and its cells."""
-    cells = adata.copy()
-    scgde.GDEModel.setup_anndata(cells, keys)
-    model = scgde.GDEModel(cells, **choices)
-    seconds = quiet_train(model, max_epochs=epochs, seed=seed)
-    print(f"trained {choices} in {seconds:.0f} CPU s", flush=True)
-    return model
 
 
 # ---------------------------------------------------------------------- LARRY
@@ -54,7 +44,7 @@ def larry(seed: int, arguments) -> pd.DataFrame:
         own = obs["clone"].isin(fold.index[fold == k]).to_numpy()
         train, test = adata[~own].copy(), adata[own].copy()
         frames = {}
-        model = trained(train, seed, arguments.epochs, ["clone", "day"], encoder="states")
+        model, _ = trained(train, seed, arguments.epochs, ["clone", "day"], encoder="states")
         frames["scgde, states"] = pd.concat([model.get_population_embedding(c.copy()) for c in (train, test)])
         found = Baselines(train, label[~own], seed, methods=(*SMALL, "scVI mean"))
         parts = [found(train, label[~own]), found(test, label[own])]
@@ -136,7 +126,7 @@ def embryo_time(seed: int, arguments) -> pd.DataFrame:
         held = list(fold.index[fold == k])
         own = label.isin(held).to_numpy()
         train, test = adata[~own].copy(), adata[own].copy()
-        model = trained(train, seed, arguments.epochs, ["cell_type", "bin"])
+        model, _ = trained(train, seed, arguments.epochs, ["cell_type", "bin"])
         frames = {"scgde": pd.concat([model.get_population_embedding(c.copy()) for c in (train, test)])}
         found = Baselines(train, label[~own], seed, methods=SMALL)
         parts = [found(train, label[~own]), found(test, label[own])]
@@ -168,7 +158,7 @@ def next_bin(seed: int, arguments) -> pd.DataFrame:
         held = present[len(present) // 2 :]
         later = adata.obs["bin"].isin(bins[bins.index(held[0]) :]).to_numpy()
         train = adata[~(later & (adata.obs["cell_type"] == kind).to_numpy())].copy()
-        model = trained(train, seed, arguments.epochs, ["cell_type", "bin"])
+        model, _ = trained(train, seed, arguments.epochs, ["cell_type", "bin"])
         forecaster = scgde.lineage.Forecaster(model, "bin", "cell_type").fit()
         space = ExpressionSpace.fit(model._table(), np.arange(train.n_obs), is_count=True, seed=seed)
         for target in held:
@@ -242,7 +232,7 @@ def samples(seed: int, arguments) -> pd.DataFrame:
         held = np.flatnonzero(fold == k)
         own = np.isin(codes, held)
         for name, choices in ENCODERS.items():
-            model = trained(
+            model, _ = trained(
                 adata[~own],
                 seed,
                 arguments.epochs,
@@ -301,7 +291,7 @@ def tcr(seed: int, arguments) -> pd.DataFrame:
     components = CellPCA(adata.X, 20, seed)(adata.X)
     cluster = KMeans(5, n_init=10, random_state=seed).fit_predict(components)
     adata.obs["cluster"] = [f"cluster_{k}" for k in cluster]
-    model = trained(adata, seed, arguments.epochs, ["cluster"])
+    model, _ = trained(adata, seed, arguments.epochs, ["cluster"])
     rows = []
     for name, x in {"scgde latent": model.get_latent_representation(), "PCA": components}.items():
         for task, strata in (("all cells", None), ("cells of equal state", adata.obs["cluster"])):

@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 import torch
 from _common import RESULTS, options, quiet_train, report, seeds
-from _lineage import Baselines, by_time, shares, split_clones
+from _lineage import Baselines, by_time, shares, split_clones, trained
 from _lineage_parts import celegans, larry, samples, tcr
 from sklearn.metrics import roc_auc_score
 
@@ -61,16 +61,6 @@ def thinned(adata, n_early: int) -> np.ndarray:
     rank = adata.obs.groupby(["clone", "time"], observed=True).cumcount().to_numpy()
     keep = adata.obs["clone"].notna().to_numpy() & ((adata.obs["time"] == "late").to_numpy() | (rank < n_early))
     return np.flatnonzero(keep)
-
-
-def trained(adata, seed: int, epochs: int | None, keys: list[str], **choices):
-    """A model of clones and days."""
-    cells = adata.copy()
-    scgde.GDEModel.setup_anndata(cells, keys)
-    model = scgde.GDEModel(cells, **choices)
-    seconds = quiet_train(model, max_epochs=epochs, seed=seed)
-    print(f"trained {choices} in {seconds:.0f} CPU s", flush=True)
-    return model, seconds
 
 
 def expected_information(truth: dict, n_early: int | None, late: np.ndarray) -> float:

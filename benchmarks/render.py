@@ -222,7 +222,7 @@ TITLES = {
     ),
     "lineage_cost": (
         "Cost of many small populations",
-        "Training on two threads, embedding of all populations, and memory beyond the data; then 25,000 other clones of 3 to 5 cells a day with the same model. `lineage.py --part cost`",
+        "Training on two threads, embedding of all populations, and peak memory beyond the data; then 25,000 other clones of 3 to 5 cells a day with the same model (zero: no more than the peak of the row above). `lineage.py --part cost`",
     ),
     "lineage_larry": (
         "Clones of blood progenitors",

@@ -37,3 +37,6 @@ class _BatchKeys(NamedTuple):
 
 
 BATCH_KEYS = _BatchKeys()
+
+PREDICTED = "predicted"
+"""Label of predicted cells in population columns that the prediction has no value of: they are of none of the populations that were seen."""

@@ -117,7 +117,9 @@ class TestForecast:
         assert list(table.columns) == ["2", "10"]
         assert len(table) == 200
         assert table["2"].between(5, 8).all()
+        fitted.predict_embedding(10)
         assert set(fitted.heads["steps"]) == {1}
+        assert fitted.heads["weight"].max() > 0.01
 
 
 class TestSteps:

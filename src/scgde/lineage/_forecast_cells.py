@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from scgde._constants import LABEL_SEPARATOR, OWN_PREFIX
+from scgde._constants import LABEL_SEPARATOR, OWN_PREFIX, PREDICTED
 from scgde._model_embedding import trained_cells
 from scgde.data.populations import column_labels, population_labels
 from scgde.generation import RowContexts
@@ -24,9 +24,6 @@ if TYPE_CHECKING:
 
 N_DRAWS = 25
 """Later populations that the cells of one forecast are drawn from, at most."""
-
-PREDICTED = "predicted"
-"""Label of forecast cells in population columns that are neither lineage nor time."""
 
 MAX_DRAWN = 4000
 """Populations that are generated at a time."""

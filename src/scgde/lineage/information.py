@@ -30,7 +30,7 @@ class Information:
     ----------
     bits
         Estimate less the mean of the null, which takes away what dimension and number of clones alone give. What remains errs low where
-        early and late go together closely and clones are few (by a fifth for 1.5 bits and 100 clones, a twentieth for 400).
+        early and late go together closely and clones are few.
     raw, null
         Estimate, and estimates with late populations permuted over clones, ``(n_permutations,)``.
     p_value

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from scgde._constants import OWN_PREFIX
+from scgde._constants import OWN_PREFIX, PREDICTED
 from scgde._model_decoding import check_count
 from scgde.data.populations import as_label
 from scgde.inference import coordinate_names
@@ -28,9 +28,6 @@ if TYPE_CHECKING:
     from scgde.perturbation.space import ExpressionSpace
 
 logger = logging.getLogger(__name__)
-
-PREDICTED = "predicted"
-"""Label in columns of replicates of predicted cells, which are of none of those that were moved."""
 
 
 class PerturbationPredictor(EvaluationMixin, FilesMixin):
