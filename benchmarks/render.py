@@ -211,6 +211,10 @@ TITLES = {
         "between early and late embeddings over what so many cells hold (`bits_of_cells`, enumerated), `auroc_bayes` what the best classifier that sees the true states reaches. "
         "`lineage.py --part simulated`",
     ),
+    "lineage_overlapping": (
+        "Information and fate where cell states overlap",
+        "The same with states 1.5 in place of 4 units apart and a quarter of the counts: the state of a single cell is in doubt. `lineage.py --part overlapping`",
+    ),
     "lineage_forecast": (
         "Late cells of simulated clones",
         "The same clones: 200 held-out ones, 100 cells forecast for each from 10 early cells; means over clones. `lineage.py --part forecast`",
