@@ -3,8 +3,8 @@ import pytest
 import torch
 
 from scgde._segments import segment_mean
-from scgde.generators.skeleton import N_FOLDS, AffineSkeleton, fold_of, into_frame
-from scgde.geometry import held_out_sets, isometry_loss
+from scgde.generators.skeleton import N_FOLDS, AffineSkeleton, fold_of, into_frame, inverse_frames
+from scgde.geometry import IsometryTargets, held_out_sets, isometry_loss
 from scgde.moments import PopulationMoments, from_vector, moment_size, moment_vector, to_vector
 from scgde.ot import gaussian_wasserstein, pairwise_gaussian_wasserstein, sqrtm_psd
 
@@ -167,7 +167,7 @@ def test_single_cells_only_are_no_obstacle():
 def test_cells_in_their_own_frame_are_centred_and_white():
     u, segment = ragged([400, 50])
     moments = PopulationMoments.from_cells(u, segment, 2)
-    y = into_frame(u, moments, segment)
+    y = into_frame(u, moments, segment, inverse_frames(moments))
     for k, n in enumerate((400, 50)):
         cells = y[segment == k]
         np.testing.assert_allclose(cells.mean(0), 0, atol=1e-10)
@@ -175,15 +175,23 @@ def test_cells_in_their_own_frame_are_centred_and_white():
         np.testing.assert_allclose(torch.cov(cells.T), np.eye(3) * n / (n - 1), atol=1e-8)
 
 
+def isometry_targets(moments):
+    """Targets between populations that are not mixed."""
+    k = len(moments.n)
+    weights = torch.zeros((k, 3), dtype=moments.mean.dtype)
+    weights[:, 0] = 1
+    return IsometryTargets(moments).distances(torch.arange(k)[:, None].expand(-1, 3), weights)
+
+
 def test_isometry_loss_is_zero_for_isometric_embeddings_and_ignores_units():
     moments = gaussians(8, 30)
     many = torch.full_like(moments.n, 1e15)  # so many cells that there is no noise to take off
     points = PopulationMoments(many, moments.mean, torch.eye(3).double().expand(8, 3, 3))
-    assert float(isometry_loss(points.mean, points)) < 1e-10
-    loss = float(isometry_loss(2 * points.mean, points))
+    assert float(isometry_loss(points.mean, isometry_targets(points))) < 1e-10
+    loss = float(isometry_loss(2 * points.mean, isometry_targets(points)))
     assert loss == pytest.approx(1, rel=1e-6), "twice the distances: as large an error as the distances themselves"
     scaled = PopulationMoments(points.n, 7 * points.mean, 49 * points.cov)
-    assert float(isometry_loss(14 * points.mean, scaled)) == pytest.approx(loss, rel=1e-6)
+    assert float(isometry_loss(14 * points.mean, isometry_targets(scaled))) == pytest.approx(loss, rel=1e-6)
 
 
 @pytest.mark.parametrize(("d", "n"), [(2, 40), (5, 60)])
@@ -200,16 +208,39 @@ def test_populations_that_are_apart_by_noise_alone_are_not_to_be_kept_apart():
     u, segment = ragged([30] * 40, seed=3)
     moments = PopulationMoments.from_cells(torch.randn(u.shape, dtype=torch.float64), segment, 40)
     z = moments.mean.clone().requires_grad_()
-    isometry_loss(z, moments).backward()
+    isometry_loss(z, isometry_targets(moments)).backward()
     shrink = (z.grad * (z - z.mean(0))).sum()
     assert shrink > 0, "a step against the gradient brings embeddings closer to each other"
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_targets_of_batches_are_those_of_all_populations_and_of_mixtures(kept, monkeypatch):
+    if not kept:
+        monkeypatch.setattr("scgde.geometry.MAX_KEPT", 3)
+    moments = gaussians(7, 40)
+    targets = IsometryTargets(moments)
+    noise = moments.distance_noise()
+    squared = pairwise_gaussian_wasserstein(moments.mean, moments.cov).square() - noise[:, None] - noise
+    for codes in ([0, 1, 2], [2, 1, 5, 2], [6, 0, 1, 2]):
+        sources = torch.tensor(codes)[:, None].expand(-1, 3)
+        alone = torch.tensor([[1.0, 0.0, 0.0]], dtype=torch.float64).expand(len(codes), -1)
+        apart = torch.tensor(codes)[:, None] != torch.tensor(codes)
+        expected = squared[codes][:, codes].clamp_min(0).sqrt()
+        got = targets.distances(sources, alone)
+        torch.testing.assert_close(got[apart], expected[apart])
+        assert (got[~apart] == 0).all()
+    sources = torch.tensor([[0, 1, 2], [3, 4, 5]])
+    weights = torch.tensor([[0.5, 0.3, 0.2], [1.0, 0.0, 0.0]], dtype=torch.float64)
+    mixed = moments.mixtures(sources, weights)
+    apart = pairwise_gaussian_wasserstein(mixed.mean, mixed.cov)[0, 1].square() - mixed.distance_noise().sum()
+    torch.testing.assert_close(targets.distances(sources, weights)[0, 1], apart.sqrt())
 
 
 def test_only_pairs_asked_for_enter_the_isometry_loss():
     moments = gaussians(6, 40)
     z = moments.mean.clone().requires_grad_()
     held = torch.tensor([True, True, False, False, False, False])
-    isometry_loss(z, moments, used=~(held[:, None] | held)).backward()
+    isometry_loss(z, isometry_targets(moments), used=~(held[:, None] | held)).backward()
     assert torch.equal(z.grad[held], torch.zeros(2, 3)) and z.grad[~held].abs().sum() > 0
 
 
@@ -227,7 +258,7 @@ def test_isometry_loss_moves_embeddings_and_not_the_populations():
     moments = gaussians(5, 30)
     mean = moments.mean.clone().requires_grad_()
     z = (moments.mean + 0.1 * torch.arange(15).reshape(5, 3)).requires_grad_()
-    isometry_loss(z, PopulationMoments(moments.n, mean, moments.cov)).backward()
+    isometry_loss(z, isometry_targets(PopulationMoments(moments.n, mean, moments.cov))).backward()
     assert mean.grad is None and z.grad.abs().max() > 0
 
 
@@ -237,7 +268,7 @@ def test_isometry_loss_can_be_trained_to_wasserstein_distances():
     optimiser = torch.optim.Adam([z], lr=0.05)
     for _ in range(300):
         optimiser.zero_grad()
-        isometry_loss(z, moments).backward()
+        isometry_loss(z, isometry_targets(moments)).backward()
         optimiser.step()
     target = pairwise_gaussian_wasserstein(moments.mean, moments.cov)[tuple(torch.triu_indices(6, 6, 1))]
     assert np.corrcoef(torch.pdist(z.detach()), target)[0, 1] > 0.99
@@ -245,14 +276,14 @@ def test_isometry_loss_can_be_trained_to_wasserstein_distances():
 
 def test_isometry_loss_of_one_population_is_zero_with_finite_gradient():
     z = torch.ones(1, 3, requires_grad=True)
-    loss = isometry_loss(z, gaussians(1, 5))
+    loss = isometry_loss(z, isometry_targets(gaussians(1, 5)))
     loss.backward()
     assert float(loss.detach()) == 0 and torch.isfinite(z.grad).all()
 
 
 def test_isometry_loss_of_coinciding_embeddings_has_finite_gradients():
     z = torch.zeros(3, 2, dtype=torch.float64, requires_grad=True)
-    isometry_loss(z, gaussians(3, 10)).backward()
+    isometry_loss(z, isometry_targets(gaussians(3, 10))).backward()
     assert torch.isfinite(z.grad).all()
 
 
@@ -272,14 +303,14 @@ def test_means_depend_on_neither_order_nor_copies():
 
 def test_a_correction_gains_nothing_by_shortening_all_distances():
     moments, start = gaussians(12, 50), torch.randn((12, 3), generator=torch.Generator().manual_seed(3))
-    shorter = [float(isometry_loss(f * start, moments, start=start)) for f in (0.8, 1.0, 1.2)]
+    shorter = [float(isometry_loss(f * start, isometry_targets(moments), start=start)) for f in (0.8, 1.0, 1.2)]
     assert shorter[1] < min(shorter[0], shorter[2]), "the scale that the start has fits best"
     plain = [
-        float(isometry_loss(start, m))
+        float(isometry_loss(start, isometry_targets(m)))
         for m in (moments, PopulationMoments(moments.n, 2 * moments.mean, 4 * moments.cov))
     ]
     scaled = [
-        float(isometry_loss(start, m, start=start))
+        float(isometry_loss(start, isometry_targets(m), start=start))
         for m in (moments, PopulationMoments(moments.n, 2 * moments.mean, 4 * moments.cov))
     ]
     assert scaled[0] == pytest.approx(scaled[1], rel=1e-5) and plain[0] != pytest.approx(plain[1], rel=1e-2)

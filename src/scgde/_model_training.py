@@ -154,6 +154,7 @@ class TrainingMixin:
                 populations_per_batch=populations_per_batch,
                 cells_per_population=cells_per_population,
                 mixing=(0.5 if n_populations < FEW_POPULATIONS else 0.0) if mixing == "auto" else mixing,
+                sparse=self.module.observation.reads_sparse,
                 seed=seed,
             )
         if early_stopping and datamodule.n_val == 0:

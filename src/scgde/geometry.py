@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from scgde import ot
-from scgde.ot import pairwise_gaussian_wasserstein
+from scgde.ot import pairwise_gaussian_wasserstein, sqrtm_psd
+from scgde.ot.gaussian import squared_bures
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,6 +25,12 @@ MAX_EXACT_POPULATIONS = 256
 
 MAX_EXACT_CELLS = 128
 """Cells of each of them at most."""
+
+MAX_KEPT = 2000
+"""Populations whose distances to each other are kept, at most."""
+
+UNMIXED = 0.999
+"""Weight from which on a mixture of populations is its first one."""
 
 SELF_SHARE = 0.5
 """Share of the distance between two halves of a population that is taken off its squared distances to others."""
@@ -76,31 +83,73 @@ class ExactTargets:
 
     def pairs(self, sources: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
         """Squared distances ``(K, K)`` of sets, and whether each is known: not for mixtures of populations."""
-        place = torch.where(weights[:, 0] > 0.999, self.place[sources[:, 0]], -1)
+        place = torch.where(weights[:, 0] > UNMIXED, self.place[sources[:, 0]], -1)
         known = (place[:, None] >= 0) & (place >= 0) & (place[:, None] != place)
         return self.squared[place][:, place] if len(self.squared) else known.float(), known
 
 
-def isometry_loss(
-    z: Tensor,
-    moments: PopulationMoments,
-    exact: tuple[Tensor, Tensor] | None = None,
-    used: Tensor | None = None,
-    start: Tensor | None = None,
-) -> Tensor:
+class IsometryTargets:
+    """W2 distances between training populations, computed when they are first asked for.
+
+    The closed form of normal laws on the populations' moments, freed of the noise of sampling, or from their cells where ``exact``
+    is given and knows them. Distances between up to :data:`MAX_KEPT` populations are kept: each takes the eigenvalues of a matrix.
+
+    Parameters
+    ----------
+    moments
+        Moments of all populations.
+    exact
+        Distances that are taken in place of the closed form.
+    """
+
+    def __init__(self, moments: PopulationMoments, exact: ExactTargets | None = None) -> None:
+        self.moments = moments
+        self.exact = exact
+        k = len(moments.n)
+        self._kept = moments.mean.new_full((k, k), torch.nan) if k <= MAX_KEPT else None
+        self._roots = sqrtm_psd(moments.cov) if k <= MAX_KEPT else None
+        self._noise = moments.distance_noise()
+
+    @torch.no_grad()
+    def distances(self, sources: Tensor, weights: Tensor) -> Tensor:
+        """Distances ``(K, K)`` between sets: populations, or mixtures of them (see :meth:`PopulationMoments.mixtures`)."""
+        if self._kept is None or not bool((weights[:, 0] > UNMIXED).all()):
+            moments = self.moments.mixtures(sources, weights)
+            squared = pairwise_gaussian_wasserstein(moments.mean, moments.cov).square()
+            noise = moments.distance_noise()
+        else:
+            squared, noise = self._look_up(sources[:, 0]), self._noise[sources[:, 0]]
+        target = (squared - noise[:, None] - noise).clamp_min(0).sqrt()
+        if self.exact is None:
+            return target
+        exact, known = self.exact.pairs(sources, weights)
+        return torch.where(known, exact.sqrt(), target)
+
+    def _look_up(self, codes: Tensor) -> Tensor:
+        assert self._kept is not None and self._roots is not None
+        missing = torch.isnan(self._kept[codes][:, codes]).triu(1).nonzero(as_tuple=True)
+        if len(missing[0]):
+            i, j = codes[missing[0]], codes[missing[1]]
+            mean, cov = self.moments.mean, self.moments.cov
+            value = (mean[i] - mean[j]).square().sum(1) + squared_bures(cov[i], cov[j], self._roots[i])
+            self._kept[i, j] = value
+            self._kept[j, i] = value
+            self._kept.fill_diagonal_(0)
+        return self._kept[codes][:, codes]
+
+
+def isometry_loss(z: Tensor, target: Tensor, used: Tensor | None = None, start: Tensor | None = None) -> Tensor:
     """Squared error of embedding distances against W2, relative to the mean squared W2.
 
-    The target is the closed form of normal laws on each population's *whole* moments, freed of the noise that sampling adds
-    to them, while ``z`` comes from a minibatch of its cells. It is detached: the latent cannot shrink to please it.
+    Targets belong to *whole* populations, while ``z`` comes from a minibatch of their cells. They are detached: the latent cannot
+    shrink to please them.
 
     Parameters
     ----------
     z
         Embeddings, ``(K, n_embedding)``.
-    moments
-        Moments of the same populations.
-    exact
-        Squared distances ``(K, K)`` from the cells, and where they are known, to be used in place of the closed form there.
+    target
+        Distances of the same populations, ``(K, K)``.
     used
         Which pairs count, ``(K, K)``; all by default.
     start
@@ -113,23 +162,16 @@ def isometry_loss(
     A scalar; zero for a single population.
     """
     k = z.shape[0]
-    if k < 2:
-        return z.sum() * 0.0
     i, j = torch.triu_indices(k, k, offset=1, device=z.device)
     if used is not None:
         chosen = used[i, j]
-        if not chosen.any():
-            return z.sum() * 0.0
         i, j = i[chosen], j[chosen]
-    with torch.no_grad():
-        noise = moments.distance_noise()
-        squared = pairwise_gaussian_wasserstein(moments.mean, moments.cov)[i, j].square() - noise[i] - noise[j]
-        target = squared.clamp_min(0).sqrt()
-        if exact is not None:
-            target = torch.where(exact[1][i, j], exact[0][i, j].sqrt(), target)
-        if start is not None:
-            length = (start[i] - start[j]).norm(dim=1)
-            target = target * (length.square().sum() / (length * target).sum().clamp_min(1e-12))
+    if len(i) == 0:
+        return z.sum() * 0.0
+    target = target[i, j]
+    if start is not None:
+        length = (start[i] - start[j]).norm(dim=1)
+        target = target * (length.square().sum() / (length * target).sum().clamp_min(1e-12))
     # the square root has no gradient at zero, where two mixtures of the same cells may meet
     distance = ((z[i] - z[j]).square().sum(1) + 1e-12).sqrt()
     return (distance - target).square().mean() / target.square().mean().clamp_min(1e-12)

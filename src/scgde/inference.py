@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from scgde._constants import UNASSIGNED_CODE
+from scgde._sparse import supports_sparse
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,8 +34,9 @@ def encode_cells(
     width = module.observation.n_latent
     mean, sd = (torch.empty((len(indices), width)) for _ in range(2))
     step = batch_size or 1024
+    sparse = module.observation.reads_sparse and supports_sparse(module.device)
     for start in range(0, len(indices), step):
-        rows = torch.from_numpy(table.rows(indices[start : start + step])).to(module.device)
+        rows = table.tensor(indices[start : start + step], sparse=sparse).to(module.device)
         m, s = module.observation.encode(rows)
         mean[start : start + step], sd[start : start + step] = m.cpu(), s.cpu()
     module.train(was_training)

@@ -15,8 +15,8 @@ from scgde._segments import segment_mean
 from scgde.encoders import ENCODERS
 from scgde.encoders.base import GatedEncoder
 from scgde.generators import GENERATORS, AffineSkeleton
-from scgde.generators.skeleton import N_FOLDS, fold_of, into_frame, shared_frame
-from scgde.geometry import ExactTargets, held_out_sets, isometry_loss
+from scgde.generators.skeleton import N_FOLDS, fold_of, into_frame, inverse_frames, shared_frame
+from scgde.geometry import UNMIXED, ExactTargets, IsometryTargets, held_out_sets, isometry_loss
 from scgde.moments import PopulationMoments, few_cells
 from scgde.observations import Context, ObservationModel
 
@@ -93,7 +93,8 @@ class GDEModule(BaseModuleClass):
         self.embedding_moments: PopulationMoments | None = None
         self.frame_moments: PopulationMoments | None = None
         self.shrinkage: tuple[float, Tensor] | None = None
-        self.exact_targets: ExactTargets | None = None
+        self.frame_inverse: Tensor | None = None
+        self.isometry_targets: IsometryTargets | None = None
 
     # ------------------------------------------------------------------ cells
 
@@ -124,6 +125,19 @@ class GDEModule(BaseModuleClass):
         """Law of rows given latents ``(cells, n_latent)``."""
         return {"px": self.observation.decode(u, context)}
 
+    def cell_loss(
+        self, tensors: dict[str, Tensor], kl_weight: float = 1.0, generator: torch.Generator | None = None
+    ) -> tuple[LossOutput, Tensor]:
+        """Evidence bound of single cells, the loss of the cell phase, and the draws of latents it was computed with.
+
+        That of :meth:`loss`, by :meth:`ObservationModel.log_likelihood` and not by a distribution: a law of every count takes more
+        time than the rest of training.
+        """
+        inference = self.inference(**self._get_inference_input(tensors), generator=generator)
+        context = self._get_generative_input(tensors, inference)["context"]
+        log_likelihood = self.observation.log_likelihood(tensors[BATCH_KEYS.X], inference["u"], context)
+        return self._bound(log_likelihood, inference, kl_weight), inference["u"]
+
     def loss(
         self,
         tensors: dict[str, Tensor],
@@ -131,8 +145,12 @@ class GDEModule(BaseModuleClass):
         generative_outputs: dict[str, Any],
         kl_weight: float = 1.0,
     ) -> LossOutput:
-        """Evidence bound of single cells: the loss of the cell phase."""
-        reconstruction = -generative_outputs["px"].log_prob(tensors[BATCH_KEYS.X]).sum(dim=1)
+        """Evidence bound of single cells."""
+        log_likelihood = generative_outputs["px"].log_prob(tensors[BATCH_KEYS.X]).sum(dim=1)
+        return self._bound(log_likelihood, inference_outputs, kl_weight)
+
+    def _bound(self, log_likelihood: Tensor, inference_outputs: dict[str, Any], kl_weight: float) -> LossOutput:
+        reconstruction = -log_likelihood
         posterior = Normal(inference_outputs["mean"], inference_outputs["sd"])
         divergence = kl_divergence(posterior, Normal(0.0, self.observation.latent_scale)).sum(dim=1)
         return LossOutput(
@@ -171,14 +189,18 @@ class GDEModule(BaseModuleClass):
             self.set_encoder.fit(mean[rows], dense, training, set_size)
         pooled, coefficient = training.pooled_covariance(), training.shrinkage()
         self.embedding_moments, self.shrinkage = raw, (coefficient, pooled)
-        if self.geometry == "isometric" and self.set_encoder.wants_exact_targets:
-            self.exact_targets = ExactTargets.from_cells(mean[rows], codes[rows], k)
+        if self.geometry == "isometric":
+            exact = None
+            if self.set_encoder.wants_exact_targets:
+                exact = ExactTargets.from_cells(mean[rows], codes[rows], k)
+            self.isometry_targets = IsometryTargets(raw, exact)
         # cells are generated from their posterior, which is wider than its mean: law of total variance
         extra = torch.diag_embed(segment_mean(sd.square(), codes, k))
         # the frames that generators learn in: shrunk, since a few cells span no frame
         self.frame_moments = PopulationMoments(raw.n, raw.mean, raw.shrunk(coefficient, pooled).cov + extra)
         if not self.has_skeleton:
             self.frame_moments = shared_frame(mean[rows], sd[rows], k)
+        self.frame_inverse = inverse_frames(self.frame_moments)
         if further:
             return
         shrinkage = self.set_encoder.shrinkage()
@@ -245,7 +267,7 @@ class GDEModule(BaseModuleClass):
             rows = torch.ones_like(segment, dtype=torch.bool) if scored is None else scored
             noise = torch.randn(mean.shape, generator=generator, dtype=mean.dtype, device=mean.device)
             u, codes = (mean + sd * noise)[rows], segment[rows]
-            y = into_frame(u, target, codes)
+            y = into_frame(u, target, codes, self._inverse_frames(target, sources, weights))
             generated = self.generator.loss(y, self.skeleton.condition(z)[codes], codes, generator)
             # a population of one cell has no shape to learn; sets weigh alike whatever their size
             has_shape = (target.n > 1.5)[codes]
@@ -254,11 +276,20 @@ class GDEModule(BaseModuleClass):
         loss = self.generator_weight * generated + moments
         terms = {"generator": generated.detach(), "moments": moments.detach()}
         if self.geometry == "isometric":
-            exact = None if self.exact_targets is None else self.exact_targets.pairs(sources, weights)
-            isometry, of_gate = self._isometry(sets, self.embedding_moments.mixtures(sources, weights), exact)
+            assert self.isometry_targets is not None
+            isometry, of_gate = self._isometry(sets, self.isometry_targets.distances(sources, weights))
             loss = loss + self.isometry_weight * isometry + of_gate
             terms["isometry"] = isometry.detach()
         return {"loss": loss, **terms}
+
+    def _inverse_frames(self, target: PopulationMoments, sources: Tensor, weights: Tensor) -> Tensor:
+        """Inverse frames of the sets of a batch, ``(K, d, d)``; those of populations have been computed before training."""
+        assert self.frame_inverse is not None
+        mixed = weights[:, 0] <= UNMIXED
+        inverse = self.frame_inverse[sources[:, 0]]
+        if mixed.any():
+            inverse[mixed] = inverse_frames(target.select(mixed))
+        return inverse
 
     def _set_vectors(self, mean: Tensor, sd: Tensor, segment: Tensor, sources: Tensor, weights: Tensor) -> Tensor:
         """Moment vectors of the cells of each set, which are what the skeleton reads off the set's embedding, ``(K, m)``.
@@ -287,24 +318,22 @@ class GDEModule(BaseModuleClass):
         correction = torch.where(held[:, None], correction.detach(), correction)
         return _EmbeddedSets(straight + encoder.gate.detach() * correction, held, straight, correction)
 
-    def _isometry(
-        self, sets: _EmbeddedSets, moments: PopulationMoments, exact: tuple[Tensor, Tensor] | None
-    ) -> tuple[Tensor, Tensor]:
+    def _isometry(self, sets: _EmbeddedSets, target: Tensor) -> tuple[Tensor, Tensor]:
         """Isometry loss of the embeddings, and that of the gate, on populations that its correction is not trained on.
 
         The correction is trained as if the gate were open. Were it trained behind the gate, it would grow as the gate closes.
         """
         if sets.correction is None:
-            return isometry_loss(sets.z, moments, exact), sets.z.new_zeros(())
+            return isometry_loss(sets.z, target), sets.z.new_zeros(())
         assert sets.straight is not None and sets.held is not None and isinstance(self.set_encoder, GatedEncoder)
         apart = sets.held[:, None] | sets.held
         start = sets.straight.detach()
-        loss = isometry_loss(start + sets.correction, moments, exact, ~apart, start)
+        loss = isometry_loss(start + sets.correction, target, ~apart, start)
         if sets.straight.requires_grad:
-            loss = loss + isometry_loss(sets.straight, moments, exact, ~apart)
+            loss = loss + isometry_loss(sets.straight, target, ~apart)
         gate = self.set_encoder.gate
-        error = isometry_loss(start + gate * sets.correction.detach(), moments, exact, apart, start)
-        without = isometry_loss(start, moments, exact, apart, start)
+        error = isometry_loss(start + gate * sets.correction.detach(), target, apart, start)
+        without = isometry_loss(start, target, apart, start)
         return loss, error + PARSIMONY * gate * without
 
     # ------------------------------------------------------------- generation

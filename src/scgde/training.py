@@ -217,9 +217,7 @@ class GDETrainingPlan(pl.LightningModule):
     def _cell_step(
         self, batch: dict[str, Tensor], mode: str, kl_weight: float, noise: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor], int]:
-        inference = self.module.inference(batch[BATCH_KEYS.X], generator=noise)
-        generative = self.module.generative(**self.module._get_generative_input(batch, inference))
-        output = self.module.loss(batch, inference, generative, kl_weight=kl_weight)
+        output, u = self.module.cell_loss(batch, kl_weight, noise)
         n = output.n_obs_minibatch
         reconstruction, divergence = output.reconstruction_loss_sum / n, output.kl_local_sum / n
         logs = {
@@ -231,9 +229,7 @@ class GDETrainingPlan(pl.LightningModule):
         # the prior of the weights counts once for all cells
         loss = output.loss + self.module.observation.penalty() / self.datamodule.n_train
         if self.contrast_head is not None and BATCH_KEYS.CONTRASTS in batch:
-            error = (
-                self.contrast_head(inference["u"] / self.module.observation.latent_scale) - batch[BATCH_KEYS.CONTRASTS]
-            )
+            error = self.contrast_head(u / self.module.observation.latent_scale) - batch[BATCH_KEYS.CONTRASTS]
             contrast = error.square().sum(dim=1).mean()
             loss = loss + self.contrast_weight * contrast
             logs[f"contrast_{mode}"] = contrast

@@ -10,14 +10,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
+import torch
 
 from scgde._constants import UNASSIGNED_CODE
+from scgde._sparse import to_csr
 from scgde.data.populations import as_label, encode_labels, population_labels
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from anndata import AnnData
+    from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +70,10 @@ class CellTable:
         block = self.matrix[indices]
         block = block.toarray() if sp.issparse(block) else np.asarray(block)
         return np.ascontiguousarray(block, dtype=np.float32)
+
+    def tensor(self, indices: np.ndarray, *, sparse: bool) -> Tensor:
+        """Float32 rows of the given cells as a tensor, dense or, whatever the matrix is, CSR without stored zeros."""
+        return to_csr(sp.csr_matrix(self.matrix[indices])) if sparse else torch.from_numpy(self.rows(indices))
 
     def library(self, indices: np.ndarray, gain: float) -> np.ndarray:
         """Library sizes of cells, ``(len(indices),)``: total counts, or size factors times ``gain``."""

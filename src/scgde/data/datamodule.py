@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from scgde._constants import BATCH_KEYS
+from scgde._sparse import supports_sparse
 from scgde.data.sampler import PopulationSampler, SetBatch
 
 if TYPE_CHECKING:
@@ -39,6 +40,8 @@ class PopulationDataModule(pl.LightningDataModule):
         Cells per batch of the cell phase.
     populations_per_batch, cells_per_population, mixing
         See :class:`~scgde.data.PopulationSampler`.
+    sparse
+        Whether rows of a sparse matrix stay sparse.
     seed
         Seed of batch order; what an epoch draws depends on (seed, epoch) alone.
     """
@@ -54,9 +57,11 @@ class PopulationDataModule(pl.LightningDataModule):
         populations_per_batch: int = 32,
         cells_per_population: int = 64,
         mixing: float = 0.0,
+        sparse: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__()
+        self.sparse = sparse
         self.table = table
         self.train_idx, self.val_idx, self.test_idx = train_idx, val_idx, test_idx
         self.n_train, self.n_val = len(train_idx), len(val_idx)
@@ -107,11 +112,19 @@ class PopulationDataModule(pl.LightningDataModule):
             batches = self._validation_sets()
         return _loader(self, batches)
 
+    def on_before_batch_transfer(self, batch: dict[str, Tensor], dataloader_idx: int) -> dict[str, Tensor]:
+        """Make sparse rows dense where the device has no sparse tensors."""
+        if self.sparse and self.trainer is not None and not supports_sparse(self.trainer.strategy.root_device):
+            rows = batch.get(BATCH_KEYS.X)
+            if rows is not None and rows.layout == torch.sparse_csr:
+                batch = {**batch, BATCH_KEYS.X: rows.to_dense()}
+        return batch
+
     def cell_batch(self, indices: np.ndarray) -> dict[str, Tensor]:
         """Rows and covariates of cells, as tensors."""
         table = self.table
         batch = {
-            BATCH_KEYS.X: torch.from_numpy(table.rows(indices)),
+            BATCH_KEYS.X: table.tensor(indices, sparse=self.sparse),
             BATCH_KEYS.BATCH: torch.from_numpy(table.batch[indices])[:, None],
         }
         if table.categorical.shape[1]:

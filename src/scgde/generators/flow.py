@@ -115,17 +115,11 @@ def couple(noise: Tensor, y: Tensor, segment: Tensor) -> Tensor:
     """
     codes = segment.cpu().numpy()
     order = np.argsort(codes, kind="stable")
-    bounds = np.flatnonzero(np.diff(codes[order])) + 1
-    matched = torch.empty(len(codes), dtype=torch.long)
-    with torch.no_grad():
-        sets = np.split(order, bounds)
-        for rows in (part for s in sets for part in np.array_split(s, max(-(-len(s) // MAX_COUPLED), 1))):
-            index = torch.from_numpy(rows)
-            if len(rows) == 0:
-                continue
-            here = index.to(y.device)
-            # the squared norms are the same for every assignment: the inner product alone decides
-            gain = (y[here] @ noise[here].T).cpu().numpy()
-            _, columns = linear_sum_assignment(gain, maximize=True)
-            matched[index] = index[torch.from_numpy(columns)]
-    return noise[matched.to(noise.device)]
+    sets = np.split(order, np.flatnonzero(np.diff(codes[order])) + 1)
+    targets, sources = y.detach().cpu().numpy(), noise.detach().cpu().numpy()
+    matched = np.empty(len(codes), dtype=np.int64)
+    for rows in (part for s in sets for part in np.array_split(s, max(-(-len(s) // MAX_COUPLED), 1))):
+        # the squared norms are the same for every assignment: the inner product alone decides
+        gain = targets[rows] @ sources[rows].T
+        matched[rows] = rows[linear_sum_assignment(gain, maximize=True)[1]]
+    return noise[torch.from_numpy(matched).to(noise.device)]

@@ -167,14 +167,18 @@ def shared_frame(mean: Tensor, sd: Tensor, n_populations: int) -> PopulationMome
     )
 
 
-def into_frame(u: Tensor, moments: PopulationMoments, codes: Tensor) -> Tensor:
-    """Centre and whiten cells ``(cells, d)`` by the moments of their population.
+def inverse_frames(moments: PopulationMoments) -> Tensor:
+    """Inverse roots of covariances, ``(K, d, d)``."""
+    values, axes = torch.linalg.eigh(moments.cov)
+    return (axes * values.clamp_min(AffineSkeleton.floor**2).rsqrt()[:, None, :]) @ axes.mT
+
+
+def into_frame(u: Tensor, moments: PopulationMoments, codes: Tensor, inverse: Tensor) -> Tensor:
+    """Centre and whiten cells ``(cells, d)`` by the moments and the inverse frames ``(K, d, d)`` of their population.
 
     Centred on their own mean, n cells have (n - 1) / n of the variance; the factor undoes it, so that small
     populations are not taught to be narrow.
     """
     n = moments.n.clamp_min(2)[codes][:, None]
     centred = (u - moments.mean[codes]) * (n / (n - 1)).sqrt()
-    values, axes = torch.linalg.eigh(moments.cov)
-    inverse = (axes * values.clamp_min(AffineSkeleton.floor**2).rsqrt()[:, None, :]) @ axes.mT
     return torch.einsum("nij,nj->ni", inverse[codes], centred)

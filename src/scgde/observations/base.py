@@ -50,6 +50,8 @@ class ObservationModel(nn.Module):
         Whether there is anything to train before the latents of cells are fixed.
     is_count
         Whether rows are integer counts.
+    reads_sparse
+        Whether rows may be given as CSR tensors without stored zeros.
     size_factor_gain
         Total count for each unit of size factor.
     latent_scale
@@ -59,6 +61,7 @@ class ObservationModel(nn.Module):
     n_latent: int
     is_learned: bool
     is_count: bool
+    reads_sparse: bool = False
     size_factor_gain: Tensor
     latent_scale: Tensor
 
@@ -75,6 +78,10 @@ class ObservationModel(nn.Module):
     @abstractmethod
     def decode(self, u: Tensor, context: Context) -> Distribution:
         """Law of rows given latents ``(cells, n_latent)``: a distribution over ``(cells, n_vars)``."""
+
+    def log_likelihood(self, x: Tensor, u: Tensor, context: Context) -> Tensor:
+        """Log-likelihood of rows ``(cells, n_vars)`` given their latents, ``(cells,)``: that of :meth:`decode`."""
+        return self.decode(u, context).log_prob(x).sum(dim=1)
 
     @abstractmethod
     def draw(self, law: Distribution, generator: torch.Generator) -> Tensor:

@@ -7,14 +7,17 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from scvi.distributions import NegativeBinomial, Poisson, ZeroInflatedNegativeBinomial
 from scvi.nn import FCLayers
 from sklearn.linear_model import RidgeCV
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
+from scgde._sparse import entries, row_totals, weighted_columns
 from scgde.components import MAX_COMPONENTS
 from scgde.moments import moment_features, moment_size
+from scgde.observations._likelihood import negative_binomial_log_likelihood, poisson_log_likelihood
 from scgde.observations._loadings import fit_loadings
 from scgde.observations.base import Context, ObservationModel
 
@@ -32,6 +35,9 @@ learning rate, and log dispersions span -3 to 5: a few hundred steps would leave
 LOADING_SD = 0.07
 """Prior standard deviation of a decoder weight that leads to a gene. It is what keeps thousands of genes from being learned
 by heart from a thousand cells, and is nothing beside a hundred thousand."""
+
+LOG_DISPERSION = (-8.0, 12.0)
+"""Range of log inverse dispersions."""
 
 MIN_SCALE = 0.02
 """Smallest scale of an axis of the latent, next to a mean square of one: an axis that changes nothing must stay invertible."""
@@ -80,6 +86,7 @@ class CountModel(ObservationModel):
 
     is_learned = True
     is_count = True
+    reads_sparse = True
     centre: Tensor
     axes: Tensor
     target: Tensor
@@ -179,15 +186,20 @@ class CountModel(ObservationModel):
         return squares / (2 * LOADING_SD**2)
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        depth = x.sum(dim=1, keepdim=True).clamp_min(1.0)
-        scores = (torch.log1p(x * (self.target / depth)) - self.centre) @ self.axes
+        depth = row_totals(x).clamp_min(1.0)
+        if x.layout == torch.sparse_csr:
+            found = entries(x)
+            values = torch.log1p(found.value * (self.target / depth)[found.row, 0])
+            scores = weighted_columns(found, values, self.axes) - self.centre @ self.axes
+        else:
+            scores = (torch.log1p(x * (self.target / depth)) - self.centre) @ self.axes
         hidden = self.encoder(torch.cat([scores, torch.log(depth / self.target)], dim=1))
         log_var = self.encoder_log_var(hidden).clamp(-12.0, 6.0)
         mean, sd = self.encoder_linear(scores) + self.encoder_mean(hidden), torch.exp(0.5 * log_var)
         return mean * self.latent_scale, sd * self.latent_scale
 
     def library(self, x: Tensor) -> Tensor:
-        return x.sum(dim=1, keepdim=True)
+        return row_totals(x)
 
     def log_library(self, u: Tensor) -> Tensor:
         return self._library_features(u) @ self.library_coefficients[:, None]
@@ -246,7 +258,8 @@ class CountModel(ObservationModel):
         scale = scale / scale.square().mean().sqrt()
         self.latent_scale.copy_(scale.clamp_min(MIN_SCALE))
 
-    def decode(self, u: Tensor, context: Context) -> Distribution:
+    def _logits(self, u: Tensor, context: Context) -> Tensor:
+        """Logits of the shares of genes, ``(cells, n_vars)``."""
         u = u / self.latent_scale
         inputs = u
         if context.continuous is not None:
@@ -254,13 +267,27 @@ class CountModel(ObservationModel):
             inputs = torch.cat([u, (context.continuous - self.covariate_centre) / self.covariate_scale], dim=1)
         codes = [] if context.categorical is None else list(context.categorical.split(1, dim=1))
         hidden = self.decoder(inputs, context.batch, *codes)
-        scale = torch.softmax(self.decoder_linear(u) + self.decoder_scale(hidden), dim=1)
+        # one product for both halves: matrices of cells and genes are what takes time
+        weight = torch.cat([self.decoder_linear.weight, self.decoder_scale.weight], dim=1)
+        return F.linear(torch.cat([u, hidden], dim=1), weight, self.decoder_scale.bias)
+
+    def log_likelihood(self, x: Tensor, u: Tensor, context: Context) -> Tensor:
+        logits = self._logits(u, context)
+        if self.gene_likelihood == "poisson":
+            return poisson_log_likelihood(x, logits, context.library)
+        group = context.batch[:, 0] if self.dispersion == "gene-batch" else None
+        zero = GENE_GAIN * self.scaled_zero_inflation if self.gene_likelihood == "zinb" else None
+        log_theta = self.log_dispersion.clamp(*LOG_DISPERSION)
+        return negative_binomial_log_likelihood(x, logits, context.library, log_theta, group, zero)
+
+    def decode(self, u: Tensor, context: Context) -> Distribution:
+        scale = torch.softmax(self._logits(u, context), dim=1)
         mu = context.library * scale
         if self.gene_likelihood == "poisson":
             return Poisson(rate=mu, scale=scale, validate_args=False)
         log_theta: Tensor = self.log_dispersion
         log_theta = log_theta[context.batch[:, 0]] if self.dispersion == "gene-batch" else log_theta.expand_as(mu)
-        theta = torch.exp(log_theta.clamp(-8.0, 12.0))
+        theta = torch.exp(log_theta.clamp(*LOG_DISPERSION))
         if self.gene_likelihood == "nb":
             return NegativeBinomial(mu=mu, theta=theta, scale=scale, validate_args=False)
         logits = (GENE_GAIN * self.scaled_zero_inflation).expand_as(mu)

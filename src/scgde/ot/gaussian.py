@@ -105,7 +105,7 @@ def bures(cov_x: Any, cov_y: Any) -> Any:
     as_tensor = isinstance(cov_x, torch.Tensor) or isinstance(cov_y, torch.Tensor)
     cov_x, cov_y = as_pair(cov_x, cov_y)
     check_covariances("cov_x", cov_x, "cov_y", cov_y)
-    return restore(safe_sqrt(_squared_bures(cov_x, cov_y)), as_tensor)
+    return restore(safe_sqrt(squared_bures(cov_x, cov_y)), as_tensor)
 
 
 def gaussian_wasserstein(mean_x: Any, cov_x: Any, mean_y: Any, cov_y: Any, *, squared: bool = False) -> Any:
@@ -145,7 +145,7 @@ def gaussian_wasserstein(mean_x: Any, cov_x: Any, mean_y: Any, cov_y: Any, *, sq
     check_covariances("cov_x", cov_x, "cov_y", cov_y)
     check_means("mean_x", mean_x, "cov_x", cov_x)
     check_means("mean_y", mean_y, "cov_y", cov_y)
-    value = (mean_x - mean_y).square().sum(-1) + _squared_bures(cov_x, cov_y)
+    value = (mean_x - mean_y).square().sum(-1) + squared_bures(cov_x, cov_y)
     return restore(value if squared else safe_sqrt(value), as_tensor)
 
 
@@ -207,7 +207,7 @@ def pairwise_gaussian_wasserstein(mean: Any, cov: Any, mean_y: Any = None, cov_y
     # A pair holds about four matrices: the two factors, their product and the solver's copy.
     size = max(1, _CHUNK_BYTES // (4 * d * d * mean.element_size()))
     values = [
-        (mean[i] - mean_y[j]).square().sum(-1) + _squared_bures(cov[i], cov_y[j], root[i])
+        (mean[i] - mean_y[j]).square().sum(-1) + squared_bures(cov[i], cov_y[j], root[i])
         for i, j in zip(rows.split(size), columns.split(size), strict=True)
     ]
     flat = safe_sqrt(torch.cat(values)) if values else mean.new_zeros(0)
@@ -217,7 +217,7 @@ def pairwise_gaussian_wasserstein(mean: Any, cov: Any, mean_y: Any = None, cov_y
     return restore(upper + upper.T, as_tensor)
 
 
-def _squared_bures(cov_x: torch.Tensor, cov_y: torch.Tensor, root_x: torch.Tensor | None = None) -> torch.Tensor:
+def squared_bures(cov_x: torch.Tensor, cov_y: torch.Tensor, root_x: torch.Tensor | None = None) -> torch.Tensor:
     """Squared Bures distances clipped at zero, given ``root_x``, the square root of ``cov_x``, where it is known."""
     root_x = sqrtm_psd(cov_x) if root_x is None else root_x
     inner = root_x @ cov_y @ root_x
