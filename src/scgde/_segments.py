@@ -48,3 +48,45 @@ def pad_sets(segment: Tensor, n_sets: int | None = None) -> tuple[Tensor, Tensor
     present = column < sizes[:, None]
     index = order[(starts[:, None] + column).clamp_max(max(len(order) - 1, 0))]
     return index * present, present
+
+
+MAX_PADDING = 4
+"""Sets are padded to the size of the largest where that makes no more than so many times the rows."""
+
+
+def gram_by_set(a: Tensor, b: Tensor, segment: Tensor, n_sets: int) -> Tensor:
+    """Sum over the rows of each set of the products of ``a`` ``(cells, d)`` and ``b`` ``(cells, e)``: ``(n_sets, d, e)``.
+
+    One product of matrices for each set, where products for each row would fill memory with ``d * e`` numbers each.
+    """
+    if is_even(segment, n_sets):
+        index, present = pad_sets(segment, n_sets)
+        return (a[index] * present[..., None]).mT @ b[index]
+    return torch.stack([a[rows].mT @ b[rows] for rows in _rows_of_sets(segment, n_sets)])
+
+
+def matmul_by_set(x: Tensor, matrices: Tensor, segment: Tensor) -> Tensor:
+    """Each row of ``x`` ``(cells, d)`` times the matrix of its set, of ``matrices`` ``(n_sets, d, e)``: ``(cells, e)``."""
+    n_sets = len(matrices)
+    if is_even(segment, n_sets):
+        index, present = pad_sets(segment, n_sets)
+        rows, products = index[present], (x[index] @ matrices)[present]
+    else:
+        sets = _rows_of_sets(segment, n_sets)
+        rows = torch.cat(sets) if sets else segment
+        products = torch.cat([x[own] @ m for own, m in zip(sets, matrices, strict=True)]) if sets else x[:, :0]
+    place = torch.empty_like(rows)
+    place[rows] = torch.arange(len(rows), device=rows.device)
+    return products[place]
+
+
+def is_even(segment: Tensor, n_sets: int) -> bool:
+    """Whether the sets are of so similar sizes that padding them is cheap."""
+    largest = int(torch.bincount(segment, minlength=n_sets).max()) if len(segment) else 0
+    return n_sets > 0 and n_sets * largest <= MAX_PADDING * max(len(segment), 1)
+
+
+def _rows_of_sets(segment: Tensor, n_sets: int) -> list[Tensor]:
+    """Rows of each set."""
+    sizes = torch.bincount(segment, minlength=n_sets)
+    return list(torch.argsort(segment, stable=True).split(sizes.tolist()))

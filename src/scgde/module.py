@@ -11,13 +11,14 @@ from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
 from scgde._constants import BATCH_KEYS
+from scgde._module_latents import LatentsMixin
 from scgde._segments import segment_mean
 from scgde.encoders import ENCODERS
 from scgde.encoders.base import GatedEncoder
 from scgde.generators import GENERATORS, AffineSkeleton
 from scgde.generators.skeleton import N_FOLDS, fold_of, into_frame, inverse_frames, shared_frame
 from scgde.geometry import UNMIXED, ExactTargets, IsometryTargets, held_out_sets, isometry_loss
-from scgde.moments import PopulationMoments, few_cells
+from scgde.moments import PopulationMoments, few_cells, moment_size
 from scgde.observations import Context, ObservationModel
 
 if TYPE_CHECKING:
@@ -25,9 +26,8 @@ if TYPE_CHECKING:
 
     from torch.distributions import Distribution
 
-MIN_VARIANCE = 0.04
-"""Least variance of a generator's output that is scaled up to one: less is no spread, but none learned."""
-
+MAX_KEPT_NUMBERS = 20_000_000
+"""Numbers of moment vectors of populations that are kept, at most."""
 
 PARSIMONY = 0.2
 """Share of the error that a correction must take away from held-out populations to be worth keeping: with a few dozen of them less
@@ -44,7 +44,7 @@ class _EmbeddedSets:
     correction: Tensor | None = None
 
 
-class GDEModule(BaseModuleClass):
+class GDEModule(LatentsMixin, BaseModuleClass):
     """Observation model, set encoder, generator and geometry.
 
     Training has two phases. First the observation model learns the cell latent ``u`` from single cells; it sets the
@@ -94,6 +94,7 @@ class GDEModule(BaseModuleClass):
         self.frame_moments: PopulationMoments | None = None
         self.shrinkage: tuple[float, Tensor] | None = None
         self.frame_inverse: Tensor | None = None
+        self.frame_vectors: Tensor | None = None
         self.isometry_targets: IsometryTargets | None = None
 
     # ------------------------------------------------------------------ cells
@@ -202,6 +203,7 @@ class GDEModule(BaseModuleClass):
             self.frame_moments = shared_frame(mean[rows], sd[rows], k)
         self.frame_inverse = inverse_frames(self.frame_moments)
         if further:
+            self._keep_frame_vectors()
             return
         shrinkage = self.set_encoder.shrinkage()
         if shrinkage is not None:
@@ -214,8 +216,16 @@ class GDEModule(BaseModuleClass):
             if self.geometry == "isometric":  # see _set_vectors
                 shrunk = raw.shrunk(coefficient * few_cells(raw.n, mean.shape[1]), pooled)
                 moments = PopulationMoments(raw.n, raw.mean, shrunk.cov + extra)
+        self._keep_frame_vectors()
         vectors = self.skeleton.vector(moments.mean[labels], moments.cov[labels])
         self.skeleton.fit(z, vectors, inverse, n_read=self.set_encoder.n_read)
+
+    def _keep_frame_vectors(self) -> None:
+        """Compute the moment vectors of all populations, which emergent geometry learns from, unless there are too many."""
+        assert self.frame_moments is not None
+        mean, cov = self.frame_moments.mean, self.frame_moments.cov
+        few = len(mean) * moment_size(mean.shape[1]) <= MAX_KEPT_NUMBERS
+        self.frame_vectors = self.skeleton.vector(mean, cov) if self.geometry == "emergent" and few else None
 
     @torch.no_grad()
     def fit_skeleton(self, batches: Iterable[dict[str, Tensor]]) -> None:
@@ -257,7 +267,7 @@ class GDEModule(BaseModuleClass):
         moments = z.new_zeros(())
         if self.has_skeleton and self.geometry == "emergent":
             # the encoder learns to tell the law of the whole population from a part of it
-            moments = self.skeleton.loss(z, self.skeleton.vector(target.mean, target.cov))
+            moments = self.skeleton.loss(z, self._frame_vectors(target, sources, weights))
         elif self.has_skeleton:
             vectors = self._set_vectors(mean[encoded], sd[encoded], segment[encoded], sources, weights)
             moments = self.skeleton.loss(z.detach(), vectors)
@@ -281,6 +291,12 @@ class GDEModule(BaseModuleClass):
             loss = loss + self.isometry_weight * isometry + of_gate
             terms["isometry"] = isometry.detach()
         return {"loss": loss, **terms}
+
+    def _frame_vectors(self, target: PopulationMoments, sources: Tensor, weights: Tensor) -> Tensor:
+        """Moment vectors of the frames of the sets of a batch, ``(K, m)``."""
+        if self.frame_vectors is None or (weights[:, 0] <= UNMIXED).any():
+            return self.skeleton.vector(target.mean, target.cov)
+        return self.frame_vectors[sources[:, 0]]
 
     def _inverse_frames(self, target: PopulationMoments, sources: Tensor, weights: Tensor) -> Tensor:
         """Inverse frames of the sets of a batch, ``(K, d, d)``; those of populations have been computed before training."""
@@ -335,94 +351,3 @@ class GDEModule(BaseModuleClass):
         error = isometry_loss(start + gate * sets.correction.detach(), target, apart, start)
         without = isometry_loss(start, target, apart, start)
         return loss, error + PARSIMONY * gate * without
-
-    # ------------------------------------------------------------- generation
-
-    def frame(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Origin ``(K, n_latent)`` and axes ``(K, n_latent, n_latent)`` of the generator's output for ``z`` ``(K, n_embedding)``.
-
-        Generated ``y`` becomes the latent ``origin + axes @ y``. Nothing in a generator's loss holds it to mean zero and
-        covariance one; its own moments are therefore taken out, and those of the skeleton put in: generated cells have
-        the mean and the covariance that the skeleton reads off the embedding, whatever the generator.
-        """
-        mean, root = self.skeleton(z)
-        if not self.has_skeleton:
-            return mean, root
-        own_mean, own_cov = self.generator.moments(self.skeleton.condition(z))
-        values, vectors = torch.linalg.eigh(own_cov.double())
-        inverse = (vectors * values.clamp_min(MIN_VARIANCE).rsqrt()[:, None, :]) @ vectors.mT
-        axes = root @ inverse.to(root.dtype)
-        return mean - torch.einsum("kij,kj->ki", axes, own_mean), axes
-
-    def sample_latent(self, z: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """One latent ``(cells, n_latent)`` for each row of ``z`` ``(cells, n_embedding)``."""
-        z, codes = torch.unique(z, dim=0, return_inverse=True)
-        origin, axes = self.frame(z)
-        y = self.generator.sample(self.skeleton.condition(z)[codes], generator)
-        return origin[codes] + torch.einsum("nij,nj->ni", axes[codes], y)
-
-    def transport_latent(self, u: Tensor, z_source: Tensor, z_target: Tensor) -> Tensor:
-        r"""Latents ``(cells, n_latent)`` of cells of one population, carried to another.
-
-        Into the frame of the source, back to noise by its flow, forward by the flow of the target and out of its
-        frame. Between frames with roots :math:`R_s, R_t` alone this would be :math:`R_t R_s^{-1}`, which is no
-        optimal-transport map unless the two commute. Noise may be rotated without changing its law, and the rotation
-        :math:`U`, the orthogonal polar factor of :math:`R_t R_s`, makes :math:`R_t U R_s^{-1}` symmetric and positive: the
-        optimal map :math:`R_s^{-1} (R_s R_t^2 R_s)^{1/2} R_s^{-1}` between Gaussians (Peyre and Cuturi 2019, remark 2.31).
-
-        Parameters
-        ----------
-        u
-            Latents, ``(cells, n_latent)``.
-        z_source, z_target
-            Embeddings, ``(n_embedding,)``.
-
-        Raises
-        ------
-        TypeError
-            If the generator cannot be run backwards.
-        """
-        z = torch.stack([z_source, z_target])
-        (origin_source, origin_target), (axes_source, axes_target) = self.frame(z)
-        root_source, root_target = self.skeleton(z)[1].double()
-        source, target = (c.expand(len(u), -1) for c in self.skeleton.condition(z))
-        y = torch.linalg.solve(axes_source.double(), (u - origin_source).double().T).T.to(u.dtype)
-        noise = self.generator.invert(y, source)
-        left, _, right = torch.linalg.svd(root_target @ root_source)
-        noise = noise @ (left @ right).T.to(u.dtype)
-        return origin_target + self.generator.push(noise, target) @ axes_target.T
-
-    def log_prob_latent(
-        self,
-        u: Tensor,
-        z: Tensor,
-        codes: Tensor,
-        *,
-        n_samples: int = 64,
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
-        """Log density of latents ``(cells, n_latent)`` in populations with embeddings ``z`` ``(K, n_embedding)``.
-
-        Parameters
-        ----------
-        u
-            Latents, ``(cells, n_latent)``.
-        z
-            Embeddings, ``(K, n_embedding)``.
-        codes
-            Row of ``z`` that each cell is asked under, ``(cells,)``.
-        n_samples, generator
-            See :meth:`scgde.generators.Generator.log_prob`.
-
-        Returns
-        -------
-        ``(cells,)``.
-        """
-        origin, axes = self.frame(z)
-        inverse, log_det = (
-            torch.linalg.inv(axes.double()).to(u.dtype),
-            torch.linalg.slogdet(axes.double())[1].to(u.dtype),
-        )
-        y = torch.einsum("nij,nj->ni", inverse[codes], u - origin[codes])
-        condition = self.skeleton.condition(z)[codes]
-        return self.generator.log_prob(y, condition, n_samples=n_samples, generator=generator) - log_det[codes]

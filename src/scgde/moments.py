@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from scgde._segments import segment_mean
+from scgde._segments import gram_by_set, segment_mean
 from scgde.ot import sqrtm_psd
 
 if TYPE_CHECKING:
@@ -38,12 +38,8 @@ class PopulationMoments:
         """Moments of ragged sets given as flat rows ``(cells, d)`` and codes ``(cells,)``."""
         n = torch.bincount(segment, minlength=n_sets).to(u.dtype)
         mean = segment_mean(u, segment, n_sets)
-        cov = u.new_zeros((n_sets, u.shape[1], u.shape[1]))
-        step = max(2**24 // max(u.shape[1], 1) ** 2, 1)
-        for start in range(0, u.shape[0], step):  # outer products are (rows, d, d)
-            rows = slice(start, start + step)
-            centred = u[rows] - mean[segment[rows]]
-            cov.index_add_(0, segment[rows], centred[:, :, None] * centred[:, None, :])
+        centred = u - mean[segment]
+        cov = gram_by_set(centred, centred, segment, n_sets)
         return cls(n, mean, cov / (n - 1).clamp_min(1)[:, None, None])
 
     def select(self, index: Tensor) -> PopulationMoments:

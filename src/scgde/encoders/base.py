@@ -241,7 +241,11 @@ class PooledEncoder(SetEncoder):
 
     def forward(self, u: Tensor, segment: Tensor, weight: Tensor | None = None, n_sets: int | None = None) -> Tensor:
         n_sets = count_segments(segment) if n_sets is None else n_sets
-        return self.head(segment_mean(self.features(u), segment, n_sets, weight))
+        return self.head(self.pool(u, segment, weight, n_sets))
+
+    def pool(self, u: Tensor, segment: Tensor, weight: Tensor | None, n_sets: int) -> Tensor:
+        """Mean features of each set, ``(n_sets, F)``."""
+        return segment_mean(self.features(u), segment, n_sets, weight)
 
     def head_jacobian(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
         """Embedding ``(K, n_embedding)`` and Jacobian ``(K, n_embedding, F)`` of the head at ``pooled``, ``(K, F)``."""

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from scgde._networks import mlp
-from scgde._segments import segment_mean
+from scgde._segments import gram_by_set, normalised_weights, segment_mean, segment_sum
 from scgde.encoders._axes import LEAST_GAIN, ReliableAxes, halves, principal_axes
 from scgde.encoders.base import GatedEncoder, PooledEncoder
 from scgde.moments import PopulationMoments, moment_features, moment_size, to_vector
@@ -62,18 +62,30 @@ class ResidualEncoder(PooledEncoder, GatedEncoder):
         return torch.cat([moment_features(u), self.summary(u)], dim=1)
 
     def head(self, pooled: Tensor) -> Tensor:
-        straight, correction = self._terms(pooled)
+        m = moment_size(self.n_latent)
+        straight, correction = self._terms(pooled[..., :m], pooled[..., m:])
         return straight + self.gate * correction
 
     def straight_and_correction(
         self, u: Tensor, segment: Tensor, weight: Tensor | None, n_sets: int
     ) -> tuple[Tensor, Tensor]:
-        return self._terms(segment_mean(self.features(u), segment, n_sets, weight))
+        return self._terms(*self._pool(u, segment, weight, n_sets))
 
-    def _terms(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
-        m = moment_size(self.n_latent)
-        straight = (self.vector(*self.mean_and_cov(pooled[..., :m])) - self.centre) @ self.projection
-        correction = self.residual(torch.cat([straight / self.scale, pooled[..., m:]], dim=-1)) * self.scale
+    def pool(self, u: Tensor, segment: Tensor, weight: Tensor | None, n_sets: int) -> Tensor:
+        return torch.cat(self._pool(u, segment, weight, n_sets), dim=1)
+
+    def _pool(self, u: Tensor, segment: Tensor, weight: Tensor | None, n_sets: int) -> tuple[Tensor, Tensor]:
+        """First and second moments ``(n_sets, m)``, and summaries; apart, since training has no use for gradients of moments."""
+        # second moments as products of whole sets: of 100 dimensions a cell has 5,000 features
+        w = normalised_weights(segment, n_sets, weight, torch.float64)[:, None] * u.double()
+        i, j = torch.triu_indices(self.n_latent, self.n_latent, device=u.device)
+        second = gram_by_set(w, u.double(), segment, n_sets)[:, i, j]
+        moments = torch.cat([segment_sum(w, segment, n_sets), second], dim=1).to(u.dtype)
+        return moments, segment_mean(self.summary(u), segment, n_sets, weight)
+
+    def _terms(self, moments: Tensor, summary: Tensor) -> tuple[Tensor, Tensor]:
+        straight = (self.vector(*self.mean_and_cov(moments)) - self.centre) @ self.projection
+        correction = self.residual(torch.cat([straight / self.scale, summary], dim=-1)) * self.scale
         return straight, correction
 
     def vector(self, mean: Tensor, cov: Tensor) -> Tensor:

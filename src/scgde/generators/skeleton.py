@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from scgde._segments import matmul_by_set
 from scgde.moments import PopulationMoments, from_vector, moment_size, to_vector
 from scgde.ot import sqrtm_psd
 from scgde.spectrum import LEAST_DEVIATION, SpectrumShrinkage
@@ -181,4 +182,4 @@ def into_frame(u: Tensor, moments: PopulationMoments, codes: Tensor, inverse: Te
     """
     n = moments.n.clamp_min(2)[codes][:, None]
     centred = (u - moments.mean[codes]) * (n / (n - 1)).sqrt()
-    return torch.einsum("nij,nj->ni", inverse[codes], centred)
+    return matmul_by_set(centred, inverse, codes)  # inverse frames are symmetric

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from scgde import ot
 from scgde._networks import mlp
-from scgde._segments import count_segments, pad_sets, segment_mean
+from scgde._segments import count_segments, is_even, matmul_by_set, pad_sets, segment_mean
 from scgde.generators.base import Generator
 
 if TYPE_CHECKING:
@@ -49,18 +49,27 @@ class DirectGenerator(Generator):
         return self.n_latent + self.n_extra
 
     def push(self, noise: Tensor, condition: Tensor) -> Tensor:
+        return self.push_sets(noise, condition, torch.arange(len(noise), device=noise.device))
+
+    def push_sets(self, noise: Tensor, condition: Tensor, segment: Tensor) -> Tensor:
+        """The same with one condition for each set, ``(n_sets, n_condition)``: its affine map is computed once."""
         straight = noise[:, : self.n_latent]
         change = self.modulation(condition).unflatten(1, (self.n_latent, self.n_latent + 1))
-        affine = self.skip(straight) + torch.einsum("nij,nj->ni", change[:, :, 1:], straight) + change[:, :, 0]
-        return affine + self.network(torch.cat([noise, condition], dim=1))
+        affine = self.skip(straight) + matmul_by_set(straight, change[:, :, 1:].mT, segment) + change[:, :, 0][segment]
+        return affine + self.network(torch.cat([noise, condition[segment]], dim=1))
 
 
 class SetLossGenerator(DirectGenerator):
     """A one-pass generator trained by a distance between sets: as many cells are generated for each set as it has."""
 
     def loss(self, y: Tensor, condition: Tensor, segment: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        generated = self.sample(condition, generator)
-        return self.distance(generated, y, segment, count_segments(segment), generator)[segment]
+        n_sets = count_segments(segment)
+        # all cells of a set have one condition
+        first = torch.zeros(n_sets, dtype=torch.long, device=segment.device)
+        first[segment.flip(0)] = torch.arange(len(segment) - 1, -1, -1, device=segment.device)
+        noise = torch.randn((len(y), self.n_noise), generator=generator, dtype=y.dtype, device=y.device)
+        generated = self.push_sets(noise, condition[first], segment)
+        return self.distance(generated, y, segment, n_sets, generator)[segment]
 
     @abstractmethod
     def distance(
@@ -154,6 +163,12 @@ class SinkhornGenerator(SetLossGenerator):
 
 def sort_within(values: Tensor, segment: Tensor) -> Tensor:
     """Sort every column of ``values`` ``(cells, F)`` within each set; sets come in the order of their codes."""
+    n_sets = count_segments(segment)
+    if is_even(segment, n_sets):
+        index, present = pad_sets(segment, n_sets)
+        padded = values[index].masked_fill(~present[..., None], torch.inf)
+        # sets that end early have their padding, which is largest, last
+        return padded.mT.contiguous().sort(dim=2).values.mT[present]
     values, order = values.sort(dim=0)
     by_set = segment[order].sort(dim=0, stable=True).indices
     return values.gather(0, by_set)

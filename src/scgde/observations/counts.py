@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from scgde._sparse import entries, row_totals, weighted_columns
 from scgde.components import MAX_COMPONENTS
 from scgde.moments import moment_features, moment_size
+from scgde.observations._draws import draw_counts
 from scgde.observations._likelihood import negative_binomial_log_likelihood, poisson_log_likelihood
 from scgde.observations._loadings import fit_loadings
 from scgde.observations.base import Context, ObservationModel
@@ -297,14 +298,8 @@ class CountModel(ObservationModel):
         return law.scale
 
     def draw(self, law: Any, generator: torch.Generator) -> Tensor:
-        """Integer counts; scvi's own ``sample`` draws from global randomness, so the mixture is drawn here."""
+        """Integer counts; scvi's own ``sample`` draws from global randomness."""
         if isinstance(law, Poisson):
-            return torch.poisson(law.rate, generator=generator)
-        theta = law.theta
-        # a gamma variable from an explicit generator (torch.distributions.Gamma accepts none)
-        rate = torch._standard_gamma(theta, generator=generator) * (law.mu / theta)
-        counts = torch.poisson(rate, generator=generator)
-        if isinstance(law, ZeroInflatedNegativeBinomial):
-            uniform = torch.rand(counts.shape, generator=generator, device=counts.device)
-            counts = torch.where(uniform < torch.sigmoid(law.zi_logits), 0.0, counts)
-        return counts
+            return draw_counts(law.rate, generator=generator)
+        extra = torch.sigmoid(law.zi_logits) if isinstance(law, ZeroInflatedNegativeBinomial) else None
+        return draw_counts(law.mu, law.theta, extra, generator)
