@@ -23,6 +23,7 @@ RUNS = (
     ("perturbation", "--part", "calibration"),
     ("perturbation_joint",),
     ("lineage", "--part", "all"),
+    ("throughput",),
     ("retrieval",),
     ("generation", "--n-latent", "10", "--sets", "tapseq,norman", "--name", "generation_latent10"),
     ("retrieval", "--peers", "0", "--n-latent", "10", "--sets", "papalexi,tapseq", "--name", "retrieval_latent10"),

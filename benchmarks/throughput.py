@@ -93,7 +93,7 @@ def training(seed: int, arguments) -> pd.DataFrame:
             total = time.process_time() - start
             rows.append({
                 "likelihood": likelihood, "method": "scVI", "cells_per_s": train.n_obs / watch.median(), "all_cells_per_s": seen / total,
-                "train_cpu_s": total, "epochs": n_epochs, "held_out_bound": -float(peer.get_elbo(held)),
+                "train_cpu_s": total, "epochs": n_epochs, "held_out_bound": float(peer.get_elbo(held)),
             })  # fmt: skip
             print(rows[-1], flush=True)
     table = pd.DataFrame(rows)

@@ -106,12 +106,11 @@ class _NegativeBinomial(torch.autograd.Function):
     ) -> Tensor:
         theta_of_cells = theta if len(theta) == 1 else theta[group]
         mu = torch.softmax(logits, dim=1).mul_(library)
-        rest = torch.log1p(mu / theta_of_cells)
+        rest = (mu / theta_of_cells).log1p_()
         place = found.col if len(theta) == 1 else group[found.row] * theta.shape[1] + found.col
         mu_at, theta_at = found.of(mu), theta.reshape(-1).index_select(0, place)
-        rising, slope = _rising_factorial(found.value, theta, place, theta_at)
+        terms, slope = _coefficients(found.value, theta, place, theta_at)
         share_at = mu_at / (mu_at + theta_at)
-        terms = rising - _log_factorial(found.value)
         terms += found.value * (torch.log(mu_at + EPS) - torch.log(mu_at + theta_at))
         odds = None
         if zero_logits is None:
@@ -133,11 +132,13 @@ class _NegativeBinomial(torch.autograd.Function):
         found, place, mu_at, theta_at, share_at, slope = ctx.at
         grad, shared = grads[0], len(theta) == 1
         theta_of_cells = theta if shared else theta[group]
-        share = mu / (mu + theta_of_cells)
+        share = mu + theta_of_cells
+        share = torch.div(mu, share, out=share)
         weight, grad_zero = None, None
         if odds is not None:
             # how far a zero is the law's own; what was counted is all its own
-            weight = odds / (odds + 1)
+            weight = odds + 1
+            weight = torch.div(odds, weight, out=weight)
             weight.view(-1).scatter_(0, found.flat, 1.0)
             grad_zero = torch.sigmoid(-zero_logits) * grad.sum() - grad @ weight
         grad_theta = None
@@ -158,28 +159,35 @@ class _NegativeBinomial(torch.autograd.Function):
         return flow.mul_(grad[:, None]), grad_theta, grad_zero, None, None, None
 
 
-def _rising_factorial(value: Tensor, theta: Tensor, place: Tensor, theta_at: Tensor) -> tuple[Tensor, Tensor]:
-    r"""Logarithm of :math:`\Gamma(x + \theta) / \Gamma(\theta)` for each entry, and its derivative in :math:`\theta`.
+def _coefficients(value: Tensor, theta: Tensor, place: Tensor, theta_at: Tensor) -> tuple[Tensor, Tensor]:
+    r"""Logarithm of :math:`\Gamma(x + \theta) / (\Gamma(\theta)\, x!)` for each entry, and its derivative in :math:`\theta`.
 
-    A sum of as many logarithms as were counted. Small counts find it in a table of genes, at less cost than a gamma function, and
+    Sums of as many terms as were counted. Small counts find them in a table of genes, at less cost than gamma functions, and
     without the loss of digits that the difference of two of them has where :math:`\theta` is large.
     """
-    rows = TABLE_ROWS if theta.numel() * TABLE_ROWS <= 4 * max(len(value), 1) else 0
-    if rows:
-        steps = theta.reshape(1, -1) + torch.arange(rows, dtype=theta.dtype, device=theta.device)[:, None]
-        index = (value.clamp_max(rows).long() - 1) * theta.numel() + place
-        log, slope = (t.cumsum(0).reshape(-1).index_select(0, index) for t in (steps.log(), steps.reciprocal()))
-        large = (value > rows).nonzero()[:, 0]
-        if len(large) == 0:
-            return log, slope
-        x, t = value[large].double(), theta_at[large].double()
-        log[large] = (torch.lgamma(x + t) - torch.lgamma(t)).to(log.dtype)
-        slope[large] = (torch.digamma(x + t) - torch.digamma(t)).to(slope.dtype)
-        return log, slope
-    x, t = value.double(), theta_at.double()
-    log, slope = torch.lgamma(x + t) - torch.lgamma(t), torch.digamma(x + t) - torch.digamma(t)
-    return log.to(value.dtype), slope.to(value.dtype)
+    if theta.numel() * TABLE_ROWS > 4 * len(value):
+        return _coefficients_of(value, theta_at)
+    counts = torch.arange(TABLE_ROWS, dtype=theta.dtype, device=theta.device)[:, None]
+    steps = theta.reshape(1, -1) + counts
+    index = (value.clamp_max(TABLE_ROWS).long() - 1) * theta.numel() + place
+    tables = (torch.log(steps / (counts + 1)), steps.reciprocal())
+    log, slope = (t.cumsum(0).reshape(-1).index_select(0, index) for t in tables)
+    large = (value > TABLE_ROWS).nonzero()[:, 0]
+    if len(large):
+        log[large], slope[large] = _coefficients_of(value[large], theta_at[large])
+    return log, slope
+
+
+def _coefficients_of(value: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
+    x, t = value.double(), theta.double()
+    log = torch.lgamma(x + t) - torch.lgamma(t) - torch.lgamma(x + 1)
+    return log.to(value.dtype), (torch.digamma(x + t) - torch.digamma(t)).to(value.dtype)
 
 
 def _log_factorial(value: Tensor) -> Tensor:
-    return torch.lgamma(value + 1)
+    counts = torch.arange(TABLE_ROWS + 1, dtype=value.dtype, device=value.device)
+    log = torch.lgamma(counts + 1).index_select(0, value.clamp_max(TABLE_ROWS).long())
+    large = (value > TABLE_ROWS).nonzero()[:, 0]
+    if len(large):
+        log[large] = torch.lgamma(value[large] + 1)
+    return log
