@@ -236,6 +236,15 @@ def test_targets_of_batches_are_those_of_all_populations_and_of_mixtures(kept, m
     torch.testing.assert_close(targets.distances(sources, weights)[0, 1], apart.sqrt())
 
 
+def test_targets_of_single_cells_do_not_depend_on_the_rest_of_the_batch():
+    u, segment = ragged([20] * 9 + [1], seed=1)
+    targets = IsometryTargets(PopulationMoments.from_cells(u, segment, 10))
+    sources = torch.tensor([[9, 1, 2], [1, 2, 3], [4, 5, 6]])
+    alone, mixed = torch.tensor([1.0, 0, 0]), torch.tensor([0.4, 0.3, 0.3])
+    one, two = (targets.distances(sources, torch.stack([alone, alone, last]).double()) for last in (alone, mixed))
+    torch.testing.assert_close(one[0, 1], two[0, 1])
+
+
 def test_only_pairs_asked_for_enter_the_isometry_loss():
     moments = gaussians(6, 40)
     z = moments.mean.clone().requires_grad_()

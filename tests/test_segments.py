@@ -47,3 +47,11 @@ def test_no_cells_give_nothing():
     a, segment = torch.zeros(0, 2), torch.zeros(0, dtype=torch.long)
     assert torch.equal(gram_by_set(a, a, segment, 2), torch.zeros(2, 2, 2))
     assert matmul_by_set(a, torch.ones(2, 2, 3), segment).shape == (0, 3)
+
+
+def test_no_sets_and_values_that_are_not_finite_stay_by_themselves():
+    a = torch.zeros(0, 2)
+    assert gram_by_set(a, a, torch.zeros(0, dtype=torch.long), 0).shape == (0, 2, 2)
+    a, segment = torch.ones(6, 2), torch.tensor([0, 0, 0, 0, 1, 1])
+    a[0, 0] = torch.inf
+    assert torch.equal(gram_by_set(a, a, segment, 2)[1], torch.full((2, 2), 2.0))

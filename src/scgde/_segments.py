@@ -61,20 +61,25 @@ def gram_by_set(a: Tensor, b: Tensor, segment: Tensor, n_sets: int) -> Tensor:
     """
     if is_even(segment, n_sets):
         index, present = pad_sets(segment, n_sets)
-        return (a[index] * present[..., None]).mT @ b[index]
+        left, right = (v[index].masked_fill(~present[..., None], 0) for v in (a, b))
+        return left.mT @ right
+    if n_sets == 0:
+        return a.new_zeros((0, a.shape[1], b.shape[1]))
     return torch.stack([a[rows].mT @ b[rows] for rows in _rows_of_sets(segment, n_sets)])
 
 
 def matmul_by_set(x: Tensor, matrices: Tensor, segment: Tensor) -> Tensor:
     """Each row of ``x`` ``(cells, d)`` times the matrix of its set, of ``matrices`` ``(n_sets, d, e)``: ``(cells, e)``."""
     n_sets = len(matrices)
+    if len(segment) == 0:
+        return x.new_zeros((0, matrices.shape[2]))
     if is_even(segment, n_sets):
         index, present = pad_sets(segment, n_sets)
         rows, products = index[present], (x[index] @ matrices)[present]
     else:
         sets = _rows_of_sets(segment, n_sets)
-        rows = torch.cat(sets) if sets else segment
-        products = torch.cat([x[own] @ m for own, m in zip(sets, matrices, strict=True)]) if sets else x[:, :0]
+        rows = torch.cat(sets)
+        products = torch.cat([x[own] @ m for own, m in zip(sets, matrices, strict=True)])
     place = torch.empty_like(rows)
     place[rows] = torch.arange(len(rows), device=rows.device)
     return products[place]

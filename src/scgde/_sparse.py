@@ -49,11 +49,20 @@ def to_csr(block: sp.csr_matrix) -> Tensor:
     block.sum_duplicates()
     block.eliminate_zeros()
     indptr, indices = (torch.from_numpy(a.astype("int64", copy=False)) for a in (block.indptr, block.indices))
-    data = torch.from_numpy(block.data.astype("float32", copy=False))
+    return _csr(indptr, indices, torch.from_numpy(block.data.astype("float32", copy=False)), block.shape)
+
+
+def dense_to_csr(rows: Tensor) -> Tensor:
+    """Dense rows as a CSR tensor."""
+    found = entries(rows)
+    return _csr(found.offsets, found.col, found.value, tuple(rows.shape))
+
+
+def _csr(offsets: Tensor, col: Tensor, value: Tensor, shape: tuple[int, ...]) -> Tensor:
     with warnings.catch_warnings():
         # their interface may change, says a warning at the first one
         warnings.filterwarnings("ignore", message=".*[Ss]parse.*")
-        return torch.sparse_csr_tensor(indptr, indices, data, size=block.shape, check_invariants=False)
+        return torch.sparse_csr_tensor(offsets, col, value, size=shape, check_invariants=False)
 
 
 def supports_sparse(device: torch.device) -> bool:

@@ -92,7 +92,8 @@ class IsometryTargets:
     """W2 distances between training populations, computed when they are first asked for.
 
     The closed form of normal laws on the populations' moments, freed of the noise of sampling, or from their cells where ``exact``
-    is given and knows them. Distances between up to :data:`MAX_KEPT` populations are kept: each takes the eigenvalues of a matrix.
+    is given and knows them. Distances between up to :data:`MAX_KEPT` populations are kept, since each takes the eigenvalues of a matrix;
+    those of batches with mixtures are not.
 
     Parameters
     ----------
@@ -108,7 +109,8 @@ class IsometryTargets:
         k = len(moments.n)
         self._kept = moments.mean.new_full((k, k), torch.nan) if k <= MAX_KEPT else None
         self._roots = sqrtm_psd(moments.cov) if k <= MAX_KEPT else None
-        self._noise = moments.distance_noise()
+        self._pooled = moments.pooled_covariance()
+        self._noise = moments.distance_noise(self._pooled)
 
     @torch.no_grad()
     def distances(self, sources: Tensor, weights: Tensor) -> Tensor:
@@ -116,7 +118,7 @@ class IsometryTargets:
         if self._kept is None or not bool((weights[:, 0] > UNMIXED).all()):
             moments = self.moments.mixtures(sources, weights)
             squared = pairwise_gaussian_wasserstein(moments.mean, moments.cov).square()
-            noise = moments.distance_noise()
+            noise = moments.distance_noise(self._pooled)
         else:
             squared, noise = self._look_up(sources[:, 0]), self._noise[sources[:, 0]]
         target = (squared - noise[:, None] - noise).clamp_min(0).sqrt()

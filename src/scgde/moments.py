@@ -78,15 +78,16 @@ class PopulationMoments:
         noise = (scale / (self.n[used].clamp_max(set_size) - 1).clamp_min(1)).mean()
         return float((noise / (signal + noise).clamp_min(1e-12)).clamp(1e-3, 1.0))
 
-    def distance_noise(self) -> Tensor:
+    def distance_noise(self, pooled: Tensor | None = None) -> Tensor:
         r"""What sampling adds on average to the squared distance of each population to any other, ``(K,)``.
 
         For normal cells the mean adds :math:`\mathrm{tr}(\Sigma)/n`, and the root of the covariance about
         :math:`(d + 1)/4` times as much (its differential where variances are alike). Populations of one cell, whose spread
-        is not known, have that of the pooled covariance.
+        is not known, have that of the ``pooled`` covariance, of these populations by default.
         """
         d = self.mean.shape[1]
-        trace = torch.where(self.n > 1, self.cov.diagonal(dim1=1, dim2=2).sum(1), self.pooled_covariance().trace())
+        pooled = self.pooled_covariance() if pooled is None else pooled
+        trace = torch.where(self.n > 1, self.cov.diagonal(dim1=1, dim2=2).sum(1), pooled.trace())
         return trace * (1 + (d + 1) / 4) / self.n.clamp_min(1)
 
     def shrunk(self, coefficient: float | Tensor, target: Tensor) -> PopulationMoments:

@@ -19,6 +19,8 @@ FORMATS = {
     "dense": lambda x: x.toarray(),
     "integers": lambda x: x.astype(np.int64),
     "csr_array": sp.csr_array,
+    "half": lambda x: x.toarray().astype(np.float16),
+    "big-endian": lambda x: x.toarray().astype(">f4"),
 }
 
 
@@ -271,7 +273,7 @@ def test_unassigned_cells_train_the_latent_and_enter_no_population(trained):
     assert trained.get_population_adata().obs["gde_n_cells"].sum() == (~loose).sum()
 
 
-@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("kind", [kind for kind in FORMATS if kind != "half"])  # which has no counts above 2048
 def test_matrix_formats_give_the_same_embedding(kind, trained):
     query = trained.adata.copy()
     expected = trained.get_population_embedding(query)
@@ -279,7 +281,7 @@ def test_matrix_formats_give_the_same_embedding(kind, trained):
     np.testing.assert_allclose(trained.get_population_embedding(query), expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", ["csc", "dense", "csr_array"])
+@pytest.mark.parametrize("kind", ["csc", "dense", "csr_array", "half", "big-endian"])
 def test_matrix_formats_train(kind, make_cells, quick_model):
     plain, other = make_cells(6), make_cells(6)
     other.X = FORMATS[kind](other.X)

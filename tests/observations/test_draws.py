@@ -67,3 +67,11 @@ def test_nothing_is_drawn_where_nothing_is_expected():
     mu = torch.zeros(3, 4)
     for theta in (None, torch.tensor([[1e-4, 1.0, 100.0, 1e5]])):
         assert draw_counts(mu, theta).sum() == 0
+
+
+@pytest.mark.parametrize("mu", [2e-8, 3e-7])
+def test_very_rare_counts_are_as_rare_as_their_law_says(mu):
+    means = torch.full((20_000_000,), mu)
+    total = sum(float(draw_counts(means, generator=torch.Generator().manual_seed(s)).sum()) for s in range(3))
+    expected = 3 * len(means) * mu
+    assert stats.poisson(expected).cdf(total) > 1e-4 and stats.poisson(expected).sf(total - 1) > 1e-4

@@ -156,3 +156,25 @@ def test_sparse_rows_are_made_canonical():
     np.testing.assert_allclose(
         weighted_columns(found, found.value, weight), dense.astype(np.float32) @ weight.numpy(), atol=1e-6
     )
+
+
+def test_gradients_of_next_to_no_zero_inflation_keep_their_sign():
+    x = counts(64, 200, scale=0.1)
+    leaves, library, group = parameters(x, theta_sd=0.0)
+    leaves[2] = torch.full((200,), -15.0)
+    mine = [leaf.clone().requires_grad_() for leaf in leaves]
+    reference = [leaf.double().requires_grad_() for leaf in leaves]
+    ours("zinb", to_csr(x.copy()), mine, library, group).sum().backward()
+    theirs("zinb", x, reference, library, group).sum().backward()
+    np.testing.assert_allclose(mine[2].grad, reference[2].grad, rtol=1e-3, atol=1e-10)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_second_derivatives_raise_and_are_not_silently_zero(kind):
+    x = counts(5, 6)
+    leaves, library, group = parameters(x)
+    leaves = [leaf.requires_grad_() for leaf in leaves]
+    value = ours(kind, to_csr(x.copy()), leaves, library, group)
+    slope = torch.autograd.grad(value.sum(), leaves[0], create_graph=True)[0]
+    with pytest.raises(RuntimeError, match="does not require grad"):
+        torch.autograd.grad(slope.square().sum(), leaves[0])

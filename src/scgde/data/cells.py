@@ -13,7 +13,7 @@ import scipy.sparse as sp
 import torch
 
 from scgde._constants import UNASSIGNED_CODE
-from scgde._sparse import to_csr
+from scgde._sparse import dense_to_csr, to_csr
 from scgde.data.populations import as_label, encode_labels, population_labels
 
 if TYPE_CHECKING:
@@ -73,7 +73,10 @@ class CellTable:
 
     def tensor(self, indices: np.ndarray, *, sparse: bool) -> Tensor:
         """Float32 rows of the given cells as a tensor, dense or, whatever the matrix is, CSR without stored zeros."""
-        return to_csr(sp.csr_matrix(self.matrix[indices])) if sparse else torch.from_numpy(self.rows(indices))
+        if sparse and sp.issparse(self.matrix):
+            return to_csr(sp.csr_matrix(self.matrix[indices]))
+        rows = torch.from_numpy(self.rows(indices))
+        return dense_to_csr(rows) if sparse else rows
 
     def library(self, indices: np.ndarray, gain: float) -> np.ndarray:
         """Library sizes of cells, ``(len(indices),)``: total counts, or size factors times ``gain``."""

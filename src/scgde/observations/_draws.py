@@ -15,6 +15,12 @@ LARGEST_MEAN = 3.0
 LARGEST_RATIO = 0.97
 """Largest ratio of the probabilities of one count and the one before it for which that is done, far from zero."""
 
+LOW = 2.0**-16
+"""Uniform numbers below it are drawn to more digits."""
+
+GRID = 2.0**-24
+"""Distance of uniform numbers in single precision."""
+
 MOST_STEPS = 2000
 """Counts that are gone through at most; the probability of more is below what double precision tells from zero."""
 
@@ -40,8 +46,13 @@ def draw_counts(
         Source of randomness.
     """
     uniform = torch.rand(mu.shape, generator=generator, dtype=mu.dtype, device=mu.device)
+    # uniform numbers lie on a grid, next to zero too coarse for what hardly ever happens
+    low = (uniform < LOW).nonzero(as_tuple=True)
+    uniform[low] += GRID * torch.rand(len(low[0]), generator=generator, dtype=mu.dtype, device=mu.device)
     log_zero = -mu if theta is None else -theta * torch.log1p(mu / theta)
-    zero = log_zero.exp() if extra_zero is None else extra_zero + (1 - extra_zero) * log_zero.exp()
+    positive = -torch.expm1(log_zero)
+    if extra_zero is not None:
+        positive *= 1 - extra_zero
     large = mu > LARGEST_MEAN
     if theta is not None:
         large |= mu > LARGEST_RATIO / (1 - LARGEST_RATIO) * theta
@@ -50,7 +61,7 @@ def draw_counts(
     def at(values: Tensor | None, rows: tuple[Tensor, ...]) -> Tensor | None:
         return None if values is None else values.expand_as(mu)[rows]
 
-    rows = ((uniform >= zero) & ~large).nonzero(as_tuple=True)
+    rows = ((uniform < positive) & ~large).nonzero(as_tuple=True)
     counts[rows] = _positive_counts(mu[rows], at(theta, rows), log_zero[rows], generator).to(mu.dtype)
     rows = large.nonzero(as_tuple=True)
     rate, own = mu[rows], at(theta, rows)
@@ -59,7 +70,7 @@ def draw_counts(
     drawn = torch.poisson(rate, generator=generator)
     # whether such a count is an added zero is what its uniform number has been kept for
     added = at(extra_zero, rows)
-    counts[rows] = drawn if added is None else torch.where(uniform[rows] < added, 0.0, drawn)
+    counts[rows] = drawn if added is None else torch.where(uniform[rows] < 1 - added, drawn, 0.0)
     return counts
 
 

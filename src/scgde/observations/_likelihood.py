@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
+from torch.autograd.function import once_differentiable
 
 from scgde._sparse import Entries, entries
 
@@ -36,7 +37,7 @@ TABLE_ROWS = 32
 
 def poisson_log_likelihood(x: Tensor, logits: Tensor, library: Tensor) -> Tensor:
     """Log-likelihood of rows under Poisson laws, ``(cells,)``; arguments as in :func:`negative_binomial_log_likelihood`."""
-    return _Poisson.apply(logits, library, entries(x))
+    return _Poisson.apply(logits, library, entries(x.to(logits.dtype)))
 
 
 def negative_binomial_log_likelihood(
@@ -68,7 +69,7 @@ def negative_binomial_log_likelihood(
         zero_logits = zero_logits.clamp(-LARGEST_LOGIT, LARGEST_LOGIT)
     if group is None:
         group = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
-    return _NegativeBinomial.apply(logits, log_theta.exp(), zero_logits, library, group, entries(x))
+    return _NegativeBinomial.apply(logits, log_theta.exp(), zero_logits, library, group, entries(x.to(logits.dtype)))
 
 
 class _Poisson(torch.autograd.Function):
@@ -82,6 +83,7 @@ class _Poisson(torch.autograd.Function):
         return found.row_sums(found.value * torch.log(mu_at + EPS) - _log_factorial(found.value)) - library[:, 0]
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Any) -> Any:
         mu, mu_at, library = ctx.saved_tensors
         found, grad = ctx.found, grads[0]
@@ -120,13 +122,15 @@ class _NegativeBinomial(torch.autograd.Function):
             odds = torch.addcmul(-zero_logits, rest, theta_of_cells, value=-1)
             log_odds_at = found.of(odds)
             odds.exp_()
-            total = torch.log1p(odds).sum(1) - F.softplus(-zero_logits).sum()
+            # gene by gene: sums of the two are large, and next to equal where there are few added zeros
+            total = (torch.log1p(odds) - F.softplus(-zero_logits)).sum(1)
             terms += log_odds_at - F.softplus(log_odds_at)
         ctx.save_for_backward(mu, rest, odds, theta, zero_logits, library, group)
         ctx.at = (found, place, mu_at, theta_at, share_at, slope)
         return total + found.row_sums(terms)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Any) -> Any:
         mu, rest, odds, theta, zero_logits, library, group = ctx.saved_tensors
         found, place, mu_at, theta_at, share_at, slope = ctx.at
@@ -136,11 +140,12 @@ class _NegativeBinomial(torch.autograd.Function):
         share = torch.div(mu, share, out=share)
         weight, grad_zero = None, None
         if odds is not None:
-            # how far a zero is the law's own; what was counted is all its own
-            weight = odds + 1
-            weight = torch.div(odds, weight, out=weight)
+            # how far a zero is an added one, small numbers that must not be found as a difference from one; what was counted is not
+            added = (odds + 1).reciprocal_()
+            weight = odds * added
+            added.view(-1).scatter_(0, found.flat, 0.0)
             weight.view(-1).scatter_(0, found.flat, 1.0)
-            grad_zero = torch.sigmoid(-zero_logits) * grad.sum() - grad @ weight
+            grad_zero = grad @ added - torch.sigmoid(zero_logits) * grad.sum()
         grad_theta = None
         if ctx.needs_input_grad[1]:
             part = share - rest if weight is None else (share - rest).mul_(weight)
