@@ -254,6 +254,10 @@ TITLES = {
         "`cells_per_s` of epochs over single cells (median), `all_cells_per_s` of the whole of training, with components, set encoder, isometry and generator. `held_out_bound` is the evidence bound of 2,000 other cells, "
         "`spearman_new` the rank correlation of distances between 40 populations that did not train with the true ones, `step_over_products` the time of a step over that of its matrix products. `throughput.py --part training`",
     ),
+    "throughput_rates": (
+        "Speed beside scVI by turns",
+        "The same, trained in turns with scVI: medians of five, and the smallest and largest ratio. `set_cells_per_s` are cells in sets of the population phase. `throughput.py --part rates`",
+    ),
     "throughput_embedding": (
         "Speed of embedding",
         "The same cells in 160 populations of 75 to 175, which the jackknife embeds once for every cell left out. `throughput.py --part embedding`",
