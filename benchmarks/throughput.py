@@ -297,7 +297,7 @@ def sampling(seed: int, arguments) -> pd.DataFrame:
 PARTS = {"training": training, "rates": rates, "embedding": embedding, "data_space": data_space, "sampling": sampling}
 
 if __name__ == "__main__":
-    given = options(__doc__, part="all", peers=1, first_seed=0)
+    given = options(__doc__, part="all", peers=1)
     torch.set_num_threads(1)
     given.seeds = 1  # one simulated data set; what varies is the time, of which medians are taken
     for part in PARTS if given.part == "all" else given.part.split(","):

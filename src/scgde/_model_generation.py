@@ -9,6 +9,7 @@ import pandas as pd
 import torch
 
 from scgde._model_decoding import DecodingMixin, check_count, check_library_size
+from scgde._sparse import supports_sparse
 from scgde.data.populations import column_labels
 from scgde.generation import (
     CellContexts,
@@ -148,9 +149,10 @@ class GenerationMixin(DecodingMixin):
         genes = np.arange(len(names)) if gene_list is None else find_labels(gene_list, list(names), "gene_list")
         observation, step = self.module.observation, batch_size or 1024
         self.module.eval()
+        sparse = observation.reads_sparse and supports_sparse(self.module.device)
         for start in range(0, len(rows), step):
             part = slice(start, start + step)
-            x = torch.from_numpy(table.rows(rows[part])).to(self.module.device)
+            x = table.tensor(rows[part], sparse=sparse).to(self.module.device)
             mean, sd = observation.encode(x)
             if generator is not None:
                 mean = mean + sd * torch.randn(mean.shape, generator=generator, device=mean.device)

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 
+from scgde import GDEModel
 from scgde.generators import GENERATORS
 from scgde.module import GDEModule
 from scgde.moments import PopulationMoments, from_vector, moment_vector
@@ -243,3 +244,33 @@ def test_few_cells_are_decoded_with_a_spread_in_every_direction_and_many_with_th
     assert own < 0.05 and aim > 0.3 and decoded > 0.3
     decoded, aim, own = least_spread(40)
     assert abs(decoded / own - 1) < 0.1 and abs(aim / own - 1) < 0.05
+
+
+def test_the_loss_of_training_is_that_of_the_distributions(make_cells):
+    adata = make_cells(6)
+    GDEModel.setup_anndata(adata, "population")
+    model = GDEModel(adata, n_latent=4, n_embedding=8, n_hidden=16)
+    table, rows = model._table(), np.arange(40)
+    batch = {"X": table.tensor(rows, sparse=True), "batch": torch.zeros(40, 1, dtype=torch.long)}
+    output, u = model.module.cell_loss(batch, 0.5, torch.Generator().manual_seed(0))
+    inference = model.module.inference(batch["X"], generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(inference["u"], u)
+    dense = batch | {"X": torch.from_numpy(table.rows(rows))}
+    generative = model.module.generative(**model.module._get_generative_input(dense, inference))
+    expected = model.module.loss(dense, inference, generative, kl_weight=0.5)
+    torch.testing.assert_close(output.loss, expected.loss, rtol=1e-5, atol=0)
+
+
+def test_rows_become_dense_where_a_device_has_no_sparse_tensors(make_cells, quick_model, monkeypatch):
+    seen = []
+    inference = GDEModule.inference
+    monkeypatch.setattr(
+        GDEModule, "inference", lambda self, x, **rest: seen.append(x.layout) or inference(self, x, **rest)
+    )
+    quick_model(make_cells(6), train_options={"max_epochs": 2})
+    assert set(seen) == {torch.sparse_csr}
+    seen.clear()
+    for place in ("scgde.data.datamodule", "scgde.inference"):
+        monkeypatch.setattr(f"{place}.supports_sparse", lambda device: False)
+    quick_model(make_cells(6), train_options={"max_epochs": 2})
+    assert set(seen) == {torch.strided}

@@ -273,7 +273,7 @@ def test_unassigned_cells_train_the_latent_and_enter_no_population(trained):
     assert trained.get_population_adata().obs["gde_n_cells"].sum() == (~loose).sum()
 
 
-@pytest.mark.parametrize("kind", [kind for kind in FORMATS if kind != "half"])  # which has no counts above 2048
+@pytest.mark.parametrize("kind", [kind for kind in FORMATS if kind != "half"])  # which rounds counts above 2048
 def test_matrix_formats_give_the_same_embedding(kind, trained):
     query = trained.adata.copy()
     expected = trained.get_population_embedding(query)

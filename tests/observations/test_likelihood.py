@@ -170,11 +170,12 @@ def test_gradients_of_next_to_no_zero_inflation_keep_their_sign():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_second_derivatives_raise_and_are_not_silently_zero(kind):
+def test_second_derivatives_raise_and_are_not_silently_wrong(kind):
     x = counts(5, 6)
     leaves, library, group = parameters(x)
     leaves = [leaf.requires_grad_() for leaf in leaves]
     value = ours(kind, to_csr(x.copy()), leaves, library, group)
-    slope = torch.autograd.grad(value.sum(), leaves[0], create_graph=True)[0]
-    with pytest.raises(RuntimeError, match="does not require grad"):
+    # the gradient of a square depends on the value, and so could be differentiated again in part
+    slope = torch.autograd.grad(value.square().sum(), leaves[0], create_graph=True)[0]
+    with pytest.raises(RuntimeError, match="appears to not have been used"):
         torch.autograd.grad(slope.square().sum(), leaves[0])

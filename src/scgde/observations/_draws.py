@@ -32,7 +32,7 @@ def draw_counts(
 
     Whether a count is zero takes one uniform number and the probability of zero,
     :math:`(1 + \mu / \theta)^{-\theta}`. Only for those that are not is the count looked for, by inverting the distribution function. A
-    gamma and a Poisson variable for each entry, the usual way, cost several times as much; they serve large means.
+    gamma and a Poisson variable for each entry, the usual way, cost more; they serve large means.
 
     Parameters
     ----------

@@ -187,13 +187,10 @@ class CountModel(ObservationModel):
         return squares / (2 * LOADING_SD**2)
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        depth = row_totals(x).clamp_min(1.0)
-        if x.layout == torch.sparse_csr:
-            found = entries(x)
-            values = torch.log1p(found.value * (self.target / depth)[found.row, 0])
-            scores = weighted_columns(found, values, self.axes) - self.centre @ self.axes
-        else:
-            scores = (torch.log1p(x * (self.target / depth)) - self.centre) @ self.axes
+        found = entries(x)
+        depth = found.row_sums(found.value)[:, None].clamp_min(1.0)
+        values = torch.log1p(found.value * (self.target / depth)[found.row, 0])
+        scores = weighted_columns(found, values, self.axes) - self.centre @ self.axes
         hidden = self.encoder(torch.cat([scores, torch.log(depth / self.target)], dim=1))
         log_var = self.encoder_log_var(hidden).clamp(-12.0, 6.0)
         mean, sd = self.encoder_linear(scores) + self.encoder_mean(hidden), torch.exp(0.5 * log_var)
