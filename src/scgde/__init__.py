@@ -2,7 +2,7 @@
 
 from importlib.metadata import version
 
-from . import datasets, lineage, ot, perturbation, pl, tl
+from . import datasets, lineage, ot, perturbation, pl, pp, tl
 from .model import GDEModel
 from .perturbation import PerturbationPredictor
 from .sample_representation import SampleRepresentation
@@ -16,6 +16,7 @@ __all__ = [
     "ot",
     "perturbation",
     "pl",
+    "pp",
     "tl",
 ]
 

@@ -40,3 +40,6 @@ BATCH_KEYS = _BatchKeys()
 
 PREDICTED = "predicted"
 """Label of predicted cells in population columns that the prediction has no value of: they are of none of the populations that were seen."""
+
+TRAINING_STATE = "scgde"
+"""Key of what the training plan adds to a checkpoint."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
+import os
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -13,9 +13,11 @@ from anndata import AnnData
 
 from scgde import ot
 from scgde._constants import OWN_PREFIX
+from scgde._identity import fingerprint
 from scgde.data import CellTable, cell_table
 from scgde.data.cells import check_counts, subset_codes
 from scgde.data.populations import as_label, constant_columns
+from scgde.data.streaming import StreamedCells, check_stored_counts
 from scgde.generation import find_labels
 from scgde.inference import Embedding, coordinate_names, embed, encode_cells
 from scgde.observations import COUNT_LIKELIHOODS
@@ -44,15 +46,20 @@ class EmbeddingMixin:
     reference_: np.ndarray
     init_params_: dict
 
-    def _table(self, adata: AnnData | None = None) -> CellTable:
-        """Cells of an AnnData as the model reads them; of its own by default."""
+    def _table(self, adata: Any = None) -> CellTable:
+        """Cells of an AnnData, or of a folder of cells, as the model reads them; of its own by default."""
         if adata is None:
             if self.adata is None:
                 message = "This model was loaded without its AnnData; pass adata=."
                 raise ValueError(message)
             adata = self.adata
+        if isinstance(adata, str | os.PathLike):
+            adata = StreamedCells(adata)
+        if isinstance(adata, StreamedCells):
+            check_stored_counts(adata, self.gene_likelihood_)
         table = cell_table(adata, self.registry_)
-        if self.gene_likelihood_ in COUNT_LIKELIHOODS and adata is not self.adata:
+        is_own = adata is self.adata or isinstance(adata, StreamedCells)
+        if self.gene_likelihood_ in COUNT_LIKELIHOODS and not is_own:
             check_counts(table.matrix, self.gene_likelihood_)
         return table
 
@@ -62,16 +69,31 @@ class EmbeddingMixin:
             raise RuntimeError(message)
 
     def _embed(
-        self, adata: AnnData | None, indices: Sequence[int] | None, batch_size: int | None, *, vectors: bool = True
-    ) -> tuple[CellTable, np.ndarray, Embedding, torch.Tensor]:
+        self,
+        adata: Any,
+        indices: Sequence[int] | None,
+        batch_size: int | None,
+        *,
+        vectors: bool = True,
+        keep_cells: bool = True,
+    ) -> tuple[CellTable, np.ndarray, Embedding]:
+        """Embed populations, of cells that are encoded as many at a time as an encoder's pass takes."""
         self._require_trained()
         table = self._table(adata)
         rows, codes = subset_codes(table, None if indices is None else np.asarray(indices))
-        u, _ = encode_cells(self.module, table, rows, batch_size)
         reference = torch.from_numpy(np.asarray(self.reference_))
+
+        def latents(chosen: np.ndarray) -> torch.Tensor:
+            order = np.argsort(chosen, kind="stable")
+            u = torch.empty((len(chosen), self.module.observation.n_latent))
+            u[torch.from_numpy(order)] = encode_cells(self.module, table, rows[chosen[order]], batch_size)[0]
+            return u
+
         self.module.eval()
-        embedding = embed(self.module.set_encoder, u, codes, table.labels, reference, vectors=vectors)
-        return table, rows, embedding, u
+        embedding = embed(
+            self.module.set_encoder, latents, codes, table.labels, reference, vectors=vectors, keep_cells=keep_cells
+        )
+        return table, rows, embedding
 
     def get_latent_representation(
         self, adata: AnnData | None = None, *, indices: Sequence[int] | None = None, batch_size: int | None = None
@@ -109,7 +131,7 @@ class EmbeddingMixin:
         batch_size
             Cells per pass.
         """
-        _, _, embedding, _ = self._embed(adata, indices, batch_size, vectors=False)
+        _, _, embedding = self._embed(adata, indices, batch_size, vectors=False)
         return _frame(embedding.z, embedding.labels)
 
     def get_population_standard_error(
@@ -126,7 +148,7 @@ class EmbeddingMixin:
         adata, indices, batch_size
             See :meth:`get_population_embedding`.
         """
-        _, _, embedding, _ = self._embed(adata, indices, batch_size)
+        _, _, embedding = self._embed(adata, indices, batch_size, keep_cells=False)
         return _frame(embedding.standard_error, embedding.labels)
 
     def get_cell_embedding(
@@ -199,7 +221,7 @@ class EmbeddingMixin:
                 )
                 raise ValueError(message)
         wanted = bool(return_std or bias_correction)
-        _, _, embedding, u = self._embed(adata, indices, batch_size, vectors=wanted)
+        table, rows, embedding = self._embed(adata, indices, batch_size, vectors=wanted)
         chosen = np.arange(len(embedding.labels))
         if populations is not None:
             single = isinstance(populations, str | tuple) or np.isscalar(populations)
@@ -213,9 +235,11 @@ class EmbeddingMixin:
         position[unique] = np.arange(len(unique))
         segment, pairs = position[embedding.codes], np.ix_(inverse, inverse)
         if metric == "wasserstein":
+            taken = segment >= 0
+            u, _ = encode_cells(self.module, table, rows[taken], batch_size)
             seconds = ot.estimate_cost(embedding.n_cells[unique], n_features=u.shape[1])
             logger.info(f"Exact Wasserstein distances of {len(unique)} populations: about {seconds:.0f} s.")
-            distances = ot.pairwise_distances(u.numpy(), segment, n_segments=len(unique), metric="exact")
+            distances = ot.pairwise_distances(u.numpy(), segment[taken], n_segments=len(unique), metric="exact")
             return pd.DataFrame(distances[pairs], index=index, columns=index)
         distances = _euclidean(embedding.z[chosen].astype(np.float64))
         if not return_std and not bias_correction:
@@ -262,8 +286,8 @@ class EmbeddingMixin:
         self, adata: AnnData | None = None, indices: Sequence[int] | None = None, batch_size: int | None = None
     ) -> AnnData:
         """:meth:`get_population_adata` without distances, which many populations have too many of."""
-        table, rows, embedding, _ = self._embed(adata, indices, batch_size)
-        obs = constant_columns(table.obs.iloc[rows], embedding.codes, len(embedding.labels), self._population_keys())
+        table, rows, embedding = self._embed(adata, indices, batch_size, keep_cells=False)
+        obs = constant_columns(table, rows, embedding.codes, len(embedding.labels), self._population_keys())
         obs.index = pd.Index(embedding.labels, dtype=str)
         for name, values in (
             ("n_cells", embedding.n_cells),
@@ -315,7 +339,7 @@ class EmbeddingMixin:
         if target is not None and target.is_view:
             message = "adata is a view; results would be written to a copy. Copy it first: `adata = adata.copy()`."
             raise ValueError(message)
-        _, _, embedding, _ = self._embed(adata, None, None)
+        _, _, embedding = self._embed(adata, None, None)
         assert target is not None
         loose = embedding.codes < 0
         if loose.any():
@@ -350,7 +374,7 @@ class EmbeddingMixin:
     def _population_split(self, adata: AnnData | None, rows: np.ndarray, embedding: Embedding) -> list[str]:
         # other cells than those trained on may have been attached, or rows taken out in place
         if (adata is not None and adata is not self.adata) or (
-            self.adata is not None and fingerprint(self.adata.obs_names) != self.cells_
+            self.adata is not None and fingerprint(self.adata) != self.cells_
         ):
             return ["query"] * len(embedding.labels)
         part = np.full(len(self.adata) if self.adata is not None else 0, 3)
@@ -362,29 +386,6 @@ class EmbeddingMixin:
         # a population with any training cell was trained on
         first = np.where(counts[:, 0] > 0, 0, counts.argmax(1))
         return [("train", "validation", "test", "query")[i] for i in first]
-
-
-def fingerprint(names: pd.Index) -> str:
-    """Digest of cell names in their order."""
-    return hashlib.sha256("\n".join(names.astype(str)).encode()).hexdigest()
-
-
-def trained_cells(model: EmbeddingMixin) -> np.ndarray:
-    """Cells of a model's AnnData that trained or validated it, sorted.
-
-    Raises
-    ------
-    ValueError
-        If other cells are attached, or in another order.
-    """
-    assert model.adata is not None
-    if fingerprint(model.adata.obs_names) != model.cells_:
-        message = (
-            "The model's AnnData holds other cells than it was trained on, or in another order, so that it cannot be told which "
-            "cells were held out. Load the model with the AnnData of training, or a saved predictor."
-        )
-        raise ValueError(message)
-    return np.sort(np.concatenate([model.train_indices_, model.validation_indices_])).astype(np.int64)
 
 
 def _frame(values: np.ndarray, labels: list[str]) -> pd.DataFrame:

@@ -14,6 +14,7 @@ import scipy.sparse as sp
 from scvi.model._utils import parse_device_args
 
 from scgde.data.cells import locate_matrix, match_genes
+from scgde.data.streaming import StreamedCells
 from scgde.serialization import read_model, write_model
 
 if TYPE_CHECKING:
@@ -71,6 +72,9 @@ class ModelFilesMixin:
         if os.path.exists(dir_path) and not overwrite:
             message = f"{dir_path!r} exists; pass overwrite=True or another folder."
             raise ValueError(message)
+        if save_anndata and isinstance(self.adata, StreamedCells):
+            message = f"The cells stay in {self.adata.path!r}; name that folder when the model is loaded, and leave save_anndata out."
+            raise ValueError(message)
         if save_anndata and self.adata is None:
             message = "save_anndata=True, but this model has no AnnData (it was loaded without one)."
             raise ValueError(message)
@@ -89,7 +93,7 @@ class ModelFilesMixin:
     def load(
         cls,
         dir_path: str,
-        adata: AnnData | bool | None = None,
+        adata: AnnData | StreamedCells | str | os.PathLike | bool | None = None,
         accelerator: str = "auto",
         device: int | str = "auto",
         prefix: str | None = None,
@@ -101,8 +105,8 @@ class ModelFilesMixin:
         dir_path
             Folder that :meth:`save` wrote.
         adata
-            AnnData to attach, set up as the saved one was. By default the one saved with the model, if any. ``False``
-            loads without.
+            AnnData to attach, set up as the saved one was, or a folder of cells that :func:`scgde.pp.write_populations` wrote. By
+            default the one saved with the model, if any. ``False`` loads without.
         accelerator, device
             Where to load to; a model trained on a GPU loads on a CPU.
         prefix
@@ -127,8 +131,13 @@ class ModelFilesMixin:
                 UserWarning,
                 stacklevel=2,
             )
-        attached = adata if isinstance(adata, ad.AnnData) else None
-        if attached is not None:
+        attached: Any = StreamedCells(adata) if isinstance(adata, str | os.PathLike) else adata
+        attached = attached if isinstance(attached, ad.AnnData | StreamedCells) else None
+        if isinstance(attached, StreamedCells):
+            names = registry["field_registries"]["X"]["state_registry"]["column_names"]
+            match_genes(attached.var_names, pd.Index(np.asarray(names, dtype=object).astype(str)))
+            attached.registry = registry
+        elif attached is not None:
             if registry["setup_args"]["obsm_key"] is None:
                 names = registry["field_registries"]["X"]["state_registry"]["column_names"]
                 match_genes(attached.var_names, pd.Index(np.asarray(names, dtype=object).astype(str)))

@@ -45,15 +45,14 @@ class GenerationMixin(DecodingMixin):
         """Keep embeddings and contexts of all populations, so that the model generates without its AnnData."""
         table = data.table
         rng = np.random.default_rng([self.seed_, 2])
-        embedding, contexts, u = embed_with_contexts(self.module, table, rng)
-        codes = [table.labels.index(label) for label in embedding.labels]
+        embedding, contexts, latents = embed_with_contexts(self.module, table, rng, data.latent)
         assigned = data.train_idx[table.codes[data.train_idx] >= 0]
         chosen = rng.choice(assigned, min(MAX_REFERENCE, len(assigned)), replace=False)
-        self.reference_ = u[torch.from_numpy(np.sort(chosen))].numpy()
+        self.reference_ = latents.rows(np.sort(chosen))[0].numpy()
         self.contexts_ = contexts.to_dict()
-        keys = self._population_keys()
-        first = {code: i for i, code in reversed(list(enumerate(table.codes)))}
-        parts = pd.DataFrame({k: column_labels(table.obs[k]) for k in keys}).iloc[[first[c] for c in codes]]
+        present, first = np.unique(table.codes, return_index=True)
+        first = first[present >= 0]
+        parts = pd.DataFrame({k: column_labels(table.column(k).iloc[first]) for k in self._population_keys()})
         self.populations_ = {
             "labels": embedding.labels,
             "z": embedding.z,

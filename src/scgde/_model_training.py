@@ -3,29 +3,26 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from scvi import settings
-from scvi.train import TrainRunner
 
-from scgde._model_embedding import fingerprint
-from scgde.components import CellComponents, subsample
-from scgde.contrasts import population_contrasts
+from scgde._checkpoints import NAME as CHECKPOINT_NAME
+from scgde._checkpoints import CarefulRunner, ResumePoint, check_settings, find_checkpoint
+from scgde._identity import fingerprint
+from scgde.components import CellComponents
+from scgde.contrasts import Contrasts
 from scgde.data import PopulationDataModule
 from scgde.data.cells import UNSEEN_BATCH
 from scgde.data.populations import split_by_cell, split_by_column, split_by_population
-from scgde.training import (
-    GDETrainingPlan,
-    PhaseEarlyStopping,
-    cell_pass_limit,
-    default_epochs,
-    finish_population_phase,
-    prepare_population_phase,
-)
+from scgde.population_phase import finish_population_phase, prepare_population_phase
+from scgde.training import GDETrainingPlan, PhaseEarlyStopping, cell_pass_limit, default_epochs
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -49,6 +46,10 @@ _LIGHTNING_ADVICE = (
 )
 
 
+_STRATEGIES = ("ddp", "ddp_spawn", "ddp_fork", "ddp_notebook")
+"""Names of Lightning's strategies of several processes."""
+
+
 class TrainingMixin:
     """Training, splits and what is kept of them."""
 
@@ -57,6 +58,7 @@ class TrainingMixin:
     summary_stats: Any
     is_trained_: bool
     registry_: dict
+    _module_options: dict
     train_indices_: Any
     validation_indices_: Any
     test_indices_: Any
@@ -85,6 +87,8 @@ class TrainingMixin:
         plan_kwargs: dict | None = None,
         datamodule: PopulationDataModule | None = None,
         seed: int | None = None,
+        checkpoint_dir: str | os.PathLike | None = None,
+        checkpoint_every: int = 500,
         **trainer_kwargs: Any,
     ) -> None:
         """Train: first the cell latent, then set encoder and generator.
@@ -120,14 +124,31 @@ class TrainingMixin:
             A data module in place of the one built here.
         seed
             Makes splits, batches, noise and (for a model never trained before) initial weights repeatable. By default
-            ``scvi.settings.seed``, else fresh.
+            ``scvi.settings.seed``, else fresh (zero where several processes train).
+        checkpoint_dir
+            Folder where a checkpoint of the run is kept. If there is one, training goes on from it, with the result that it would
+            have had without the interruption: after a crash or at the end of a job's time the same script is run again.
+        checkpoint_every
+            Steps of the optimiser from one checkpoint to the next.
         **trainer_kwargs
-            Passed to the trainer.
+            Passed to the trainer. With ``strategy="ddp"`` as many processes as there are ``devices`` (and ``num_nodes``) train
+            together: ``batch_size`` and ``populations_per_batch`` are of each, each takes other cells and populations, and the
+            sets of all are compared with each other.
+
+        Raises
+        ------
+        ValueError
+            If an argument is out of range, there is nothing to train on, or the checkpoint is damaged or of another run.
         """
         if self.adata is None:
             message = "This model has no AnnData to train on; load it with one, or make a new model."
             raise ValueError(message)
         seed = settings.seed if seed is None else seed
+        saved = None if checkpoint_dir is None else find_checkpoint(checkpoint_dir)
+        if saved is not None and seed is None:
+            seed = saved["seed"]
+        if seed is None and _several_processes(trainer_kwargs.get("strategy")):
+            seed = 0  # processes must draw alike
         if seed is None:
             seed = int(np.random.SeedSequence().generate_state(1)[0])
         elif not self.is_trained_:
@@ -166,11 +187,11 @@ class TrainingMixin:
         components = CellComponents.fit(datamodule.table, datamodule.train_idx, seed) if learned else None
         self._fit_rows(datamodule, components, seed)
         if components is not None and options.get("contrast_weight") != 0:
-            datamodule.set_contrasts(population_contrasts(datamodule.table, datamodule.train_idx, components))
+            datamodule.set_contrasts(Contrasts.fit(datamodule.table, datamodule.train_idx, components, seed))
         if options.get("auxiliary") is not None:
             rows = np.sort(np.concatenate([datamodule.train_idx, datamodule.val_idx]))
             options["auxiliary"].prepare(datamodule.table, rows, self.module.set_encoder.n_embedding)
-        n_contrasts = 0 if datamodule.contrasts is None else datamodule.contrasts.shape[1]
+        n_contrasts = 0 if datamodule.contrasts is None else datamodule.contrasts.width
         epochs = default_epochs(
             datamodule.n_cell_batches,
             datamodule.n_set_batches,
@@ -184,12 +205,35 @@ class TrainingMixin:
         if not learned:
             # their latent being fixed, further training goes on from what is there
             prepare_population_phase(self.module, datamodule, further=self.is_trained_)
+        callbacks = list(trainer_kwargs.pop("callbacks", []))
         if early_stopping:
-            trainer_kwargs["callbacks"] = [*trainer_kwargs.get("callbacks", []), PhaseEarlyStopping()]
+            callbacks.append(PhaseEarlyStopping())
+        if checkpoint_dir is not None:
+            facts = {
+                "seed": seed,
+                "cells": "" if self.adata is None else fingerprint(self.adata),
+                "n_train": datamodule.n_train,
+                "epochs": [epochs.cells, epochs.sets],
+                "batch_size": datamodule.batch_size,
+                "populations_per_batch": datamodule.sampler.populations_per_batch,
+                "cells_per_population": datamodule.sampler.cells_per_population,
+                "mixing": datamodule.sampler.mixing,
+                "model": dict(self._module_options),
+            }
+            if saved is not None:
+                check_settings(saved, facts, checkpoint_dir)
+                trainer_kwargs["ckpt_path"] = os.fspath(Path(checkpoint_dir) / CHECKPOINT_NAME)
+            os.makedirs(checkpoint_dir, exist_ok=True)
+            callbacks.append(ResumePoint(checkpoint_dir, checkpoint_every, facts))
+        trainer_kwargs["callbacks"] = callbacks
         if datamodule.n_val:
             # scvi-tools' trainer would never validate
             trainer_kwargs.setdefault("check_val_every_n_epoch", max(epochs.total // 50, 1))
-        runner = TrainRunner(
+        strategy = trainer_kwargs.get("strategy")
+        if strategy in _STRATEGIES:
+            # each phase leaves the other's parameters without gradients
+            trainer_kwargs["strategy"] = f"{strategy}_find_unused_parameters_true"
+        runner = CarefulRunner(
             self,
             training_plan=plan,
             data_splitter=datamodule,
@@ -206,10 +250,10 @@ class TrainingMixin:
         self, table: CellTable, train_size: float, validation_size: float | None, by: str, key: str | None, seed: int
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         if key is not None:
-            if key not in table.obs:
-                message = f"split_key={key!r} is not in adata.obs; there are {list(table.obs.columns)}."
+            if key not in table.columns:
+                message = f"split_key={key!r} is not in adata.obs; there are {table.columns}."
                 raise KeyError(message)
-            return split_by_column(table.obs[key], key)
+            return split_by_column(table.column(key), key)
         check_choice("split_by", by, ("cell", "population"))
         validation_size = 1 - train_size if validation_size is None else validation_size
         if not (0 < train_size <= 1 and 0 <= validation_size and train_size + validation_size <= 1 + 1e-9):
@@ -224,27 +268,23 @@ class TrainingMixin:
         """Statistics of the training rows and the linear model that the observation model starts from."""
         if self.is_trained_:
             return
-        total = square = np.zeros(self.summary_stats.n_vars)
-        library = 0.0
-        for block in np.array_split(data.train_idx, len(data.train_idx) // 4096 + 1):
-            rows = data.table.rows(block).astype(np.float64)
-            total, square, library = total + rows.sum(0), square + (rows**2).sum(0), library + rows.sum()
-        mean = total / data.n_train
-        variance = square / data.n_train - mean**2
-        gain = 1.0
-        if data.table.size_factor is not None:
-            gain = library / float(data.table.size_factor[data.train_idx].sum())
-        self.module.observation.fit(
-            torch.from_numpy(mean).float(), torch.from_numpy(np.maximum(variance, 0)).float(), gain
-        )
+        observation, table, gain = self.module.observation, data.table, 1.0
+        if not observation.is_count:
+            observation.fit(*_column_moments(table, data.train_idx), 1.0)
+        else:
+            if table.size_factor is not None:
+                own = table.totals(data.train_idx).sum(dtype=np.float64)
+                gain = float(own / table.size_factor[data.train_idx].sum(dtype=np.float64))
+            nothing = torch.zeros(self.summary_stats.n_vars)
+            observation.fit(nothing, nothing, gain)
         if components is not None:
             limit = max(MAX_WARM_START // self.summary_stats.n_vars, 500)
-            sample = subsample(data.train_idx, limit, seed)
+            sample = table.sample(data.train_idx, limit, seed)
             self.module.observation.warm_start(components, data.table.rows(sample), data.table.library(sample, gain))
         if data.table.continuous.shape[1]:
             self.module.observation.fit_covariates(torch.from_numpy(data.table.continuous[data.train_idx]))
 
-    def _run(self, runner: TrainRunner, plan: GDETrainingPlan, data: PopulationDataModule) -> None:
+    def _run(self, runner: CarefulRunner, plan: GDETrainingPlan, data: PopulationDataModule) -> None:
         """Run the trainer, keeping what was learned when the user interrupts."""
         handler = signal.getsignal(signal.SIGINT)
         try:
@@ -290,8 +330,12 @@ class TrainingMixin:
         self.seed_ = seed
         for attribute in ("train_indices_", "validation_indices_", "test_indices_"):
             setattr(self, attribute, np.asarray(getattr(self, attribute), dtype=np.int64))
-        self.cells_ = "" if self.adata is None else fingerprint(self.adata.obs_names)
+        self.cells_ = "" if self.adata is None else fingerprint(self.adata)
         self._remember_populations(data)
+
+
+def _several_processes(strategy: Any) -> bool:
+    return "ddp" in str(strategy).lower() or int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def _is_interruption(error: BaseException | None) -> bool:
@@ -301,6 +345,17 @@ def _is_interruption(error: BaseException | None) -> bool:
             return True
         error = error.__context__
     return False
+
+
+def _column_moments(table: CellTable, indices: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and variance of every column over cells, ``(n_vars,)`` each, block by block."""
+    total = square = np.zeros(table.matrix.shape[1])
+    for block in np.array_split(indices, len(indices) // 4096 + 1):
+        rows = table.rows(block).astype(np.float64)
+        total, square = total + rows.sum(0), square + (rows**2).sum(0)
+    mean = total / len(indices)
+    variance = np.maximum(square / len(indices) - mean**2, 0)
+    return torch.from_numpy(mean).float(), torch.from_numpy(variance).float()
 
 
 def _warn_of_single_cells(data: PopulationDataModule) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import scipy.sparse as sp
 from sklearn.decomposition import PCA
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ class CellComponents:
     @classmethod
     def fit(cls, table: CellTable, indices: np.ndarray, seed: int = 0) -> CellComponents:
         """Fit on the cells ``indices`` of a table, or on a random sample of bounded size."""
-        sample = subsample(indices, _cells_at_once(table), seed)
+        sample = table.sample(indices, _cells_at_once(table), seed)
         rows = table.rows(sample)
         target = max(float(np.median(rows.sum(1))), 1.0)
         rows = log_normalised(rows, target)
@@ -53,14 +54,19 @@ class CellComponents:
         model = PCA(n_components, svd_solver="randomized", random_state=seed).fit(rows)
         return cls(target, centre, model.components_.T.copy(), np.sqrt(model.explained_variance_))
 
-    def scores(self, rows: np.ndarray) -> np.ndarray:
-        """Scores ``(cells, r)`` of count rows ``(cells, n_vars)``."""
-        return (log_normalised(rows, self.target) - self.centre) @ self.axes
+    def scores(self, rows: Any) -> np.ndarray:
+        """Scores ``(cells, r)`` of count rows ``(cells, n_vars)``, sparse or not."""
+        if not (sp.issparse(rows) and rows.format == "csr" and rows.dtype == np.float32):
+            rows = sp.csr_matrix(rows, dtype=np.float32)  # one way for all formats, so that they give the same numbers
+        totals = np.maximum(np.asarray(rows.sum(axis=1)).reshape(-1), 1.0)
+        scale = np.repeat((self.target / totals).astype(np.float32), np.diff(rows.indptr))
+        logs = sp.csr_matrix((np.log1p(rows.data * scale), rows.indices, rows.indptr), shape=rows.shape)
+        return np.asarray(logs @ self.axes) - self.centre @ self.axes
 
     def transform(self, table: CellTable, indices: np.ndarray) -> np.ndarray:
         """Scores ``(len(indices), r)`` in double precision of cells of a table, read block by block."""
         blocks = np.array_split(indices, max(int(np.ceil(len(indices) / _cells_at_once(table))), 1))
-        return np.concatenate([self.scores(table.rows(block)) for block in blocks]).astype(np.float64)
+        return np.concatenate([self.scores(table.matrix[block]) for block in blocks]).astype(np.float64)
 
 
 def _cells_at_once(table: CellTable) -> int:

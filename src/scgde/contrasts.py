@@ -2,51 +2,107 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import scipy.sparse as sp
+
+from scgde.data.streamed_table import StreamedTable
 
 if TYPE_CHECKING:
     from scgde.components import CellComponents
     from scgde.data.cells import CellTable
 
 
-def population_contrasts(table: CellTable, indices: np.ndarray, components: CellComponents) -> np.ndarray | None:
-    """Discriminant scores of cells, each weighted by how surely its direction differs between populations.
+MAX_CELLS = 200_000
+"""Cells of a table on disk that contrasts are fitted on, at most."""
+
+
+@dataclass(frozen=True)
+class Contrasts:
+    r"""Discriminant scores of cells, each weighted by how surely its direction differs between populations.
 
     Cells' principal components are centred by batch. Within-population spread is whitened, directions are ordered by the variance ``b`` that population means have along them (less what sampling
     alone gives), and a direction's score is multiplied by :math:`(b / (b + 1/n_0))^{1/2}`, where ``n_0`` is the mean
     number of cells per population: one that populations do not differ along is shrunk to nothing. This is linear
     discriminant analysis with empirical-Bayes shrinkage.
 
-    Parameters
+    Attributes
     ----------
-    table
-        Cells.
-    indices
-        Training cells.
     components
         Principal components of cells.
-
-    Returns
-    -------
-    ``(len(indices), n)`` float32 scores, or None when fewer than two populations have replicates.
+    centre
+        What is taken off the components of the cells of each batch, ``(n_batch, r)``.
+    axes
+        Map from centred components to scores, ``(r, n)``.
+    known
+        Scores of all cells of a table in memory, ``(cells, n)``; None where they are computed as they are used.
     """
-    codes = table.codes[indices]
-    sizes = np.bincount(codes[codes >= 0])
-    if (sizes > 1).sum() < 2:
-        return None
-    rows = components.transform(table, indices)
-    batch = table.batch[indices]
-    for b in np.unique(batch):
-        rows[batch == b] -= rows[batch == b].mean(0)
-    scores = discriminant_scores(rows, codes)
-    return None if scores is None else scores.astype(np.float32)
+
+    components: CellComponents
+    centre: np.ndarray
+    axes: np.ndarray
+    known: np.ndarray | None = None
+
+    @property
+    def width(self) -> int:
+        """Number of contrasts."""
+        return self.axes.shape[1]
+
+    def of(self, indices: np.ndarray, rows: Any, batch: np.ndarray) -> np.ndarray:
+        """Scores ``(len(indices), n)``, float32, of cells given their rows and batch codes."""
+        if self.known is not None:
+            return self.known[indices]
+        scores = self.components.scores(rows)
+        return ((scores - self.centre[batch]) @ self.axes).astype(np.float32)
+
+    @classmethod
+    def fit(cls, table: CellTable, indices: np.ndarray, components: CellComponents, seed: int = 0) -> Contrasts | None:
+        """Contrasts of the training cells ``indices``; None when fewer than two populations have replicates.
+
+        They are fitted on all of them in memory, whose scores are kept, and on some of each population on disk.
+        """
+        sizes = np.bincount(table.codes[indices][table.codes[indices] >= 0])
+        if (sizes > 1).sum() < 2:
+            return None
+        streamed = isinstance(table, StreamedTable)
+        used = some_of_each(table.codes, indices, MAX_CELLS, seed) if streamed else indices
+        rows, batch = components.transform(table, used), table.batch[used]
+        centre = np.zeros((int(table.batch.max()) + 1, rows.shape[1]))
+        for b in np.unique(batch):
+            centre[b] = rows[batch == b].mean(0)
+            rows[batch == b] -= centre[b]
+        axes = discriminant_axes(rows, table.codes[used], float(sizes[sizes > 0].mean()) if streamed else None)
+        if axes is None:
+            return None
+        mean = rows.mean(0)
+        if streamed:
+            return cls(components, centre + mean, axes)
+        known = np.zeros((table.n_cells, axes.shape[1]), dtype=np.float32)
+        known[indices] = (rows - mean) @ axes
+        return cls(components, centre + mean, axes, known)
+
+
+def some_of_each(codes: np.ndarray, indices: np.ndarray, limit: int, seed: int) -> np.ndarray:
+    """About ``limit`` of the indices, sorted: as many of each population as there may be, at least two."""
+    if len(indices) <= limit:
+        return indices
+    shuffled = np.random.default_rng([seed, 23]).permutation(indices)
+    order = shuffled[np.argsort(codes[shuffled], kind="stable")]
+    starts = np.flatnonzero(np.diff(codes[order], prepend=codes[order[0]] - 1))
+    place = np.arange(len(order)) - np.repeat(starts, np.diff(np.append(starts, len(order))))
+    return np.sort(order[place < max(limit // len(starts), 2)])
 
 
 def discriminant_scores(components: np.ndarray, codes: np.ndarray) -> np.ndarray | None:
     """Shrunk discriminant scores of ``components`` ``(cells, r)`` given population codes (negative: none)."""
+    axes = discriminant_axes(components, codes)
+    return None if axes is None else (components - components.mean(0)) @ axes
+
+
+def discriminant_axes(components: np.ndarray, codes: np.ndarray, mean_size: float | None = None) -> np.ndarray | None:
+    """Axes ``(r, n)`` of the scores; ``mean_size`` is the mean number of cells of populations, where not all are given."""
     assigned = codes >= 0
     labels, inverse, sizes = np.unique(codes[assigned], return_inverse=True, return_counts=True)
     one_hot = sp.csr_matrix((np.ones(len(inverse)), (inverse, np.arange(len(inverse)))))
@@ -69,5 +125,5 @@ def discriminant_scores(components: np.ndarray, codes: np.ndarray) -> np.ndarray
     keep = variance > 0
     if not keep.any():
         return None
-    weight = np.sqrt(variance[keep] / (variance[keep] + 1 / sizes.mean()))
-    return (components - components.mean(0)) @ white @ rotation[:, keep] * weight
+    weight = np.sqrt(variance[keep] / (variance[keep] + 1 / (sizes.mean() if mean_size is None else mean_size)))
+    return white @ rotation[:, keep] * weight

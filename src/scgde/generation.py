@@ -11,13 +11,15 @@ import pandas as pd
 import torch
 
 from scgde.data.populations import as_label
-from scgde.inference import coordinate_names, embed, encode_cells
+from scgde.inference import coordinate_names, embed
 from scgde.observations import Context
+from scgde.population_phase import encode_table
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from scgde.data import CellTable
+    from scgde.data.latents import Latents
     from scgde.inference import Embedding
     from scgde.module import GDEModule
 
@@ -72,21 +74,31 @@ class CellContexts:
 
     @classmethod
     def from_table(
-        cls, table: CellTable, expected: np.ndarray, codes: Iterable[int], gain: float, rng: np.random.Generator
+        cls,
+        table: CellTable,
+        expected: Callable[[np.ndarray], np.ndarray],
+        codes: Iterable[int],
+        gain: float,
+        rng: np.random.Generator,
     ) -> CellContexts:
-        """Contexts of the populations ``codes`` from a table whose cells have the given ``expected`` library sizes."""
+        """Contexts of the populations ``codes``, ascending, from a table.
+
+        ``expected`` gives the library sizes that are expected from the latents of cells.
+        """
+        codes = np.asarray(list(codes), dtype=np.int64)
         order = np.argsort(table.codes, kind="stable")
+        sizes = np.bincount(table.codes[table.codes >= 0], minlength=int(codes.max()) + 1)
+        ends = np.cumsum(sizes) + (table.codes < 0).sum()
         chosen, offsets = [], [0]
         for code in codes:
-            start, stop = np.searchsorted(table.codes[order], [code, code + 1])
-            rows = order[start:stop]
+            rows = order[ends[code] - sizes[code] : ends[code]]
             chosen.append(rows if len(rows) <= MAX_CONTEXTS else rng.choice(rows, MAX_CONTEXTS, replace=False))
             offsets.append(offsets[-1] + len(chosen[-1]))
         rows = np.concatenate(chosen)
         return cls(
             np.array(offsets),
             table.library(rows, gain),
-            expected[rows].astype(np.float32),
+            expected(rows).astype(np.float32),
             table.batch[rows],
             table.categorical[rows],
             table.continuous[rows],
@@ -128,17 +140,29 @@ class CellContexts:
 
 @torch.no_grad()
 def embed_with_contexts(
-    module: GDEModule, table: CellTable, rng: np.random.Generator
-) -> tuple[Embedding, CellContexts, torch.Tensor]:
+    module: GDEModule, table: CellTable, rng: np.random.Generator, latents: Latents | None = None
+) -> tuple[Embedding, CellContexts, Latents]:
     """Embeddings (without vectors of cells) and contexts of all populations of a table, and the latents of its cells."""
-    u, sd = encode_cells(module, table, np.arange(table.n_cells))
-    embedding = embed(module.set_encoder, u, table.codes, table.labels, None, vectors=False)
-    # expected from draws of the posterior, which is what the generator imitates
-    draws = u + sd * torch.from_numpy(rng.standard_normal(u.shape, dtype=np.float32))
-    expected = module.observation.log_library(draws.to(module.device))[:, 0].exp().cpu().numpy()
-    codes = [table.labels.index(label) for label in embedding.labels]
-    contexts = CellContexts.from_table(table, expected, codes, float(module.observation.size_factor_gain), rng)
-    return embedding, contexts, u
+    if latents is None:
+        latents = encode_table(module, table)
+    module.eval()
+    embedding = embed(
+        module.set_encoder, lambda rows: latents.rows(rows)[0], table.codes, table.labels, None, vectors=False
+    )
+
+    def expected(rows: np.ndarray) -> np.ndarray:
+        # from draws of the posterior, which is what the generator imitates
+        blocks = []
+        for part in np.array_split(rows, len(rows) // 16_384 + 1):
+            mean, sd = latents.rows(part)
+            draws = mean + sd * torch.from_numpy(rng.standard_normal(mean.shape, dtype=np.float32))
+            blocks.append(module.observation.log_library(draws.to(module.device))[:, 0].exp().cpu().numpy())
+        return np.concatenate(blocks)
+
+    position = {label: code for code, label in enumerate(table.labels)}
+    codes = [position[label] for label in embedding.labels]
+    gain = float(module.observation.size_factor_gain)
+    return embedding, CellContexts.from_table(table, expected, codes, gain, rng), latents
 
 
 @torch.no_grad()

@@ -12,6 +12,8 @@ from scgde._constants import UNASSIGNED_CODE
 from scgde._sparse import supports_sparse
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from torch import Tensor
 
     from scgde.data import CellTable
@@ -21,26 +23,34 @@ if TYPE_CHECKING:
 _LOOSE_CELLS_PER_PASS = 1000
 """Cells in no population, and cells of the reference sample, that an encoder without pooled features sees at once."""
 
-_CELLS_PER_PASS = 50_000
+_CELLS_PER_PASS = 8192
+"""Cells whose vectors are computed together, about: leaving out each takes several matrices for every one."""
 
 
-@torch.no_grad()
 def encode_cells(
     module: GDEModule, table: CellTable, indices: np.ndarray, batch_size: int | None = None
 ) -> tuple[Tensor, Tensor]:
     """Posterior mean and standard deviation of the latents of cells, each ``(len(indices), n_latent)`` on the CPU."""
+    mean, sd = (torch.empty((len(indices), module.observation.n_latent)) for _ in range(2))
+    for start, m, s in encode_blocks(module, table, indices, batch_size):
+        mean[start : start + len(m)], sd[start : start + len(m)] = m, s
+    return mean, sd
+
+
+@torch.no_grad()
+def encode_blocks(
+    module: GDEModule, table: CellTable, indices: np.ndarray, batch_size: int | None = None
+) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """The same block by block, each with the place of its first cell in ``indices``."""
     was_training = module.training
     module.eval()
-    width = module.observation.n_latent
-    mean, sd = (torch.empty((len(indices), width)) for _ in range(2))
     step = batch_size or 1024
     sparse = module.observation.reads_sparse and supports_sparse(module.device)
     for start in range(0, len(indices), step):
         rows = table.tensor(indices[start : start + step], sparse=sparse).to(module.device)
-        m, s = module.observation.encode(rows)
-        mean[start : start + step], sd[start : start + step] = m.cpu(), s.cpu()
+        mean, sd = module.observation.encode(rows)
+        yield start, mean.cpu(), sd.cpu()
     module.train(was_training)
-    return mean, sd
 
 
 @dataclass(frozen=True)
@@ -58,7 +68,7 @@ class Embedding:
     z
         Population embeddings, ``(K, n_embedding)``.
     cells
-        Per-cell vectors, whose mean over a population is its embedding, ``(cells, n_embedding)``.
+        Per-cell vectors, whose mean over a population is its embedding, ``(cells, n_embedding)``; no rows where they were not kept.
     standard_error
         Standard error of each coordinate, ``(K, n_embedding)``; NaN for one cell.
     """
@@ -73,12 +83,13 @@ class Embedding:
 
 def embed(
     encoder: SetEncoder,
-    u: Tensor,
+    u: Tensor | Callable[[np.ndarray], Tensor],
     codes: np.ndarray,
     labels: list[str],
     reference: Tensor | None,
     *,
     vectors: bool = True,
+    keep_cells: bool = True,
 ) -> Embedding:
     r"""Embed ragged sets with per-cell vectors and standard errors by the (infinitesimal) jackknife.
 
@@ -93,7 +104,8 @@ def embed(
     encoder
         Set encoder.
     u
-        Cell latents, ``(cells, n_latent)``.
+        Cell latents, ``(cells, n_latent)``, or a function that gives those of some cells: whole populations are asked for, as many
+        at a time as make some thousand cells.
     codes
         Population of each cell, -1 for none.
     labels
@@ -104,13 +116,17 @@ def embed(
     vectors
         Whether vectors of cells and standard errors are wanted. Without them the same ``z`` takes a fraction of the time for
         encoders that pool more than once; ``cells`` has no rows and ``standard_error`` is missing.
+    keep_cells
+        Whether vectors of cells are kept, which are as many numbers as cells times coordinates.
     """
+    latents = u if callable(u) else lambda members: u[torch.from_numpy(members)]
     present, dense = np.unique(codes, return_inverse=True)
     if present[0] == UNASSIGNED_CODE:
         present, dense = present[1:], dense - 1
     sizes = np.bincount(dense[dense >= 0], minlength=len(present))
     width = encoder.n_embedding
-    cells = torch.zeros((len(codes) if vectors else 0, width), dtype=torch.float64)
+    keep_cells = keep_cells and vectors
+    cells = torch.zeros((len(codes) if keep_cells else 0, width), dtype=torch.float64)
     z = torch.zeros((len(present), width), dtype=torch.float64)
     variance = torch.full((len(present), width), torch.nan, dtype=torch.float64)
 
@@ -123,19 +139,20 @@ def embed(
         stop = max(int(np.searchsorted(starts, starts[group] + _CELLS_PER_PASS, side="right")) - 1, group + 1)
         members = order[starts[group] : starts[stop]]
         rows, segment = torch.from_numpy(members), torch.from_numpy(dense[members] - group)
-        own = cell_vectors(encoder, u[rows], segment, stop - group, influences=vectors)
+        own = cell_vectors(encoder, latents(members), segment, stop - group, influences=vectors)
         n = torch.from_numpy(sizes[group:stop]).double()[:, None]
         mean = torch.zeros((stop - group, width), dtype=torch.float64).index_add_(0, segment, own) / n
         z[group:stop] = mean
-        if vectors:
+        if keep_cells:
             cells[rows] = own
+        if vectors:
             square = torch.zeros_like(mean).index_add_(0, segment, (own - mean[segment]).square())
             variance[group:stop] = torch.where(n > 1, square / (n * (n - 1).clamp_min(1)), torch.nan)
         group = stop
 
-    loose = torch.from_numpy(np.flatnonzero(dense < 0))
-    if vectors and len(loose) and reference is not None:
-        cells[loose] = added_influence(encoder, reference, u[loose])
+    loose = np.flatnonzero(dense < 0)
+    if keep_cells and len(loose) and reference is not None:
+        cells[torch.from_numpy(loose)] = added_influence(encoder, reference, latents(loose))
     return Embedding(
         labels=[labels[c] for c in present],
         codes=dense,

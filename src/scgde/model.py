@@ -2,52 +2,36 @@
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
-from scvi import REGISTRY_KEYS, settings
-from scvi.data import AnnDataManager
-from scvi.data.fields import (
-    CategoricalJointObsField,
-    CategoricalObsField,
-    LayerField,
-    NumericalJointObsField,
-    NumericalObsField,
-)
+from scvi import settings
 from scvi.model.base import BaseModelClass
 
-from scgde._constants import OWN_PREFIX, POPULATION_KEY
 from scgde._model_embedding import EmbeddingMixin
 from scgde._model_files import ModelFilesMixin
 from scgde._model_generation import GenerationMixin
 from scgde._model_groups import GroupsMixin
 from scgde._model_paths import PathsMixin
+from scgde._model_setup import SetupMixin
 from scgde._model_training import TrainingMixin, check_choice
-from scgde.data import PopulationField
-from scgde.data.cells import check_counts, check_finite, locate_matrix, numeric_column
-from scgde.data.fields import ObsmRowsField
-from scgde.data.populations import as_keys
+from scgde.data.cells import check_counts, locate_matrix
+from scgde.data.streaming import StreamedCells, check_stored_counts
 from scgde.encoders import ENCODERS
 from scgde.generators import GENERATORS
 from scgde.module import GDEModule
 from scgde.observations import COUNT_LIKELIHOODS, ContinuousModel, CountModel
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from anndata import AnnData
-
-
-logger = logging.getLogger(__name__)
 
 MAX_CONTINUOUS = 128
 """Widest continuous row: the latent is the row itself, and its covariance must be decomposed for every set."""
 
 
 class GDEModel(
-    TrainingMixin, ModelFilesMixin, EmbeddingMixin, GroupsMixin, GenerationMixin, PathsMixin, BaseModelClass
+    SetupMixin, TrainingMixin, ModelFilesMixin, EmbeddingMixin, GroupsMixin, GenerationMixin, PathsMixin, BaseModelClass
 ):
     """Generative distribution embeddings of populations of cells.
 
@@ -59,7 +43,7 @@ class GDEModel(
     Parameters
     ----------
     adata
-        AnnData registered with :meth:`setup_anndata`.
+        AnnData registered with :meth:`setup_anndata`, or what :meth:`setup_zarr` returned.
     registry
         Registry of a saved model, in place of ``adata``.
     n_latent
@@ -112,7 +96,7 @@ class GDEModel(
 
     def __init__(
         self,
-        adata: AnnData | None = None,
+        adata: AnnData | StreamedCells | None = None,
         registry: dict | None = None,
         *,
         n_latent: int = 20,
@@ -128,10 +112,17 @@ class GDEModel(
         expression_weight: float = 0.5,
         generator_weight: float = 1.0,
     ) -> None:
-        super().__init__(adata, registry)
+        self._cells: StreamedCells | None = None
+        if isinstance(adata, StreamedCells):
+            if adata.registry is None:
+                message = "Set the folder up first: cells = GDEModel.setup_zarr(path, ...)."
+                raise ValueError(message)
+            self._cells, registry = adata, adata.registry
+        super().__init__(None if self._cells is not None else adata, registry)
         args = self.registry_["setup_args"]
         if gene_likelihood is None:
-            gene_likelihood = "zinb" if args["obsm_key"] is None else "normal"
+            is_real = args["obsm_key"] is not None or (self._cells is not None and self._cells.info["rows"] != "counts")
+            gene_likelihood = "normal" if is_real else "zinb"
         check_choice("encoder", encoder, ENCODERS)
         check_choice("generator", generator, GENERATORS)
         check_choice("geometry", geometry, ("isometric", "emergent"))
@@ -187,20 +178,27 @@ class GDEModel(
         self.init_params_ = self._get_init_params(locals())
 
     @property
-    def adata(self) -> AnnData | None:  # type: ignore[override]
-        """The AnnData that the model is attached to."""
-        return self._adata
+    def adata(self) -> Any:
+        """The AnnData, or the cells on disk, that the model is attached to; None without."""
+        return self._adata if self._cells is None else self._cells
 
     @adata.setter
-    def adata(self, adata: AnnData) -> None:
+    def adata(self, adata: Any) -> None:
         if adata is None:
             message = "adata cannot be None."
             raise ValueError(message)
+        if isinstance(adata, StreamedCells):
+            self._attach(adata)
+            return
         self._attach(self._validate_anndata(adata))
 
-    def _attach(self, adata: AnnData) -> None:
-        """Make a registered AnnData the model's own; the registry, and so the order of genes, stays the model's."""
-        self._adata = adata
+    def _attach(self, adata: AnnData | StreamedCells) -> None:
+        """Make a registered AnnData, or cells on disk, the model's own; the registry, and so the order of genes, stays the model's."""
+        if isinstance(adata, StreamedCells):
+            check_stored_counts(adata, self.gene_likelihood_)
+            self._cells = adata
+            return
+        self._cells, self._adata = None, adata
         self._adata_manager = self._get_most_recent_anndata_manager(adata, required=True)
         self._register_manager_for_instance(self._adata_manager)
         self._check_rows()
@@ -208,7 +206,9 @@ class GDEModel(
     def _check_rows(self) -> None:
         args = self.registry_["setup_args"]
         if self.gene_likelihood_ in COUNT_LIKELIHOODS:
-            if self.adata is not None:
+            if self._cells is not None:
+                check_stored_counts(self._cells, self.gene_likelihood_)
+            elif self.adata is not None:
                 check_counts(locate_matrix(self.adata, args["layer"], args["obsm_key"]), self.gene_likelihood_)
             return
         if self.summary_stats.n_vars > MAX_CONTINUOUS:
@@ -254,116 +254,6 @@ class GDEModel(
                 skeleton=o["skeleton"],
                 generator_weight=o["generator_weight"],
             )
-
-    # ------------------------------------------------------------------ setup
-
-    @classmethod
-    def setup_anndata(
-        cls,
-        adata: AnnData,
-        population_key: str | Sequence[str] = POPULATION_KEY,
-        *,
-        layer: str | None = None,
-        obsm_key: str | None = None,
-        batch_key: str | None = None,
-        categorical_covariate_keys: list[str] | None = None,
-        continuous_covariate_keys: list[str] | None = None,
-        size_factor_key: str | None = None,
-        unassigned: str | Sequence[str] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        """Register an AnnData: where rows, populations and covariates are.
-
-        Writes ``obs["_scvi_population"]`` (codes, -1 for cells in no population), the ``_scvi_`` columns of the other
-        fields, and two identifiers to ``uns``.
-
-        Parameters
-        ----------
-        adata
-            Cells; in memory and not a view.
-        population_key
-            Column of ``obs`` with each cell's population, or a list of columns to cross, e.g. ``["clone", "time"]``,
-            whose labels are joined by ``|``.
-        layer
-            Layer with the counts; ``X`` by default.
-        obsm_key
-            Array of ``obsm`` with continuous rows, in place of ``X``.
-        batch_key
-            Column with the batch. The decoder is conditioned on it and the encoder never sees it.
-        categorical_covariate_keys, continuous_covariate_keys
-            Further columns that the decoder is conditioned on.
-        size_factor_key
-            Column of positive size factors to use in place of each cell's total count.
-        unassigned
-            Label(s) meaning "in no population". Missing labels always mean it. Such cells train the cell latent and
-            enter no population.
-        **kwargs
-            Used by scvi-tools when a setup is repeated.
-
-        Raises
-        ------
-        KeyError
-            If a column, layer or array is absent; for ``population_key`` the message lists candidates.
-        ValueError
-            If no cell has a population, rows are not finite, names are not unique, or the AnnData is a view or not in
-            memory.
-        """
-        setup_method_args = cls._get_setup_method_args(**locals())
-        if adata.is_view:
-            message = "adata is a view of another AnnData; copy it first: `adata = adata.copy()`."
-            raise ValueError(message)
-        matrix = locate_matrix(adata, layer, obsm_key)
-        if not adata.var_names.is_unique and obsm_key is None:
-            message = "adata.var_names has duplicates; genes are matched by name: `adata.var_names_make_unique()`."
-            raise ValueError(message)
-        check_finite(matrix)
-        own = [str(c) for c in adata.obs.columns if str(c).startswith(OWN_PREFIX)]
-        reserved = sorted(set(own) & {f"{OWN_PREFIX}n_cells", f"{OWN_PREFIX}split"})
-        if reserved:
-            message = f"adata.obs has columns {reserved}, names that scgde gives to its own results; rename them."
-            raise ValueError(message)
-        for key in [
-            batch_key,
-            size_factor_key,
-            *(categorical_covariate_keys or []),
-            *(continuous_covariate_keys or []),
-        ]:
-            if key is not None and key not in adata.obs:
-                message = f"{key!r} is not in adata.obs; there are {list(adata.obs.columns)}."
-                raise KeyError(message)
-            if key is not None and adata.obs[key].isna().any():
-                message = f"adata.obs[{key!r}] has missing values; fill them or drop those cells."
-                raise ValueError(message)
-        for key in [*(continuous_covariate_keys or []), *([size_factor_key] if size_factor_key else [])]:
-            numeric_column(adata, key)
-        labels: Any = [] if unassigned is None else [unassigned] if np.isscalar(unassigned) else list(unassigned)
-        if obsm_key is None:
-            rows_field: Any = LayerField(REGISTRY_KEYS.X_KEY, layer, is_count_data=False, correct_data_format=False)
-        else:
-            rows_field = ObsmRowsField(obsm_key)
-        fields = [
-            rows_field,
-            PopulationField(as_keys(population_key), labels),
-            CategoricalObsField(REGISTRY_KEYS.BATCH_KEY, batch_key),
-            CategoricalJointObsField(REGISTRY_KEYS.CAT_COVS_KEY, categorical_covariate_keys),
-            NumericalJointObsField(REGISTRY_KEYS.CONT_COVS_KEY, continuous_covariate_keys),
-            NumericalObsField(REGISTRY_KEYS.SIZE_FACTOR_KEY, size_factor_key, required=False),
-        ]
-        manager = AnnDataManager(fields=fields, setup_method_args=setup_method_args)
-        manager.register_fields(adata, **kwargs)
-        cls.register_manager(manager)
-
-    @classmethod
-    def setup_annbatch(cls, *args: Any, **kwargs: Any) -> None:
-        """Not available: scvi-tools' loader of this name yields single cells, and sets are needed.
-
-        Raises
-        ------
-        TypeError
-            Always.
-        """
-        message = "GDEModel needs sets of cells, which setup_annbatch does not give; use setup_anndata."
-        raise TypeError(message)
 
 
 def _is_number(value: object) -> bool:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
 from scgde._constants import BATCH_KEYS
+from scgde._distributed import gather, share
 from scgde._module_latents import LatentsMixin
 from scgde._segments import segment_mean
 from scgde.encoders import ENCODERS
@@ -42,6 +43,13 @@ class _EmbeddedSets:
     held: Tensor | None = None
     straight: Tensor | None = None
     correction: Tensor | None = None
+
+    def gathered(self) -> _EmbeddedSets:
+        """Those of all processes that train together."""
+        held, straight, correction = (
+            None if value is None else gather(value) for value in (self.held, self.straight, self.correction)
+        )
+        return _EmbeddedSets(gather(self.z), held, straight, correction)
 
 
 class GDEModule(LatentsMixin, BaseModuleClass):
@@ -164,14 +172,28 @@ class GDEModule(LatentsMixin, BaseModuleClass):
 
     @torch.no_grad()
     def fit_populations(
-        self, mean: Tensor, sd: Tensor, codes: Tensor, is_training: Tensor, set_size: int, *, further: bool = False
+        self,
+        raw: PopulationMoments,
+        extra: Tensor,
+        mean: Tensor,
+        sd: Tensor,
+        codes: Tensor,
+        is_training: Tensor,
+        set_size: int,
+        *,
+        further: bool = False,
     ) -> None:
         """Targets and closed-form start of the population phase.
 
         Parameters
         ----------
+        raw
+            Moments of the latents' posterior means in every population, held-out ones included.
+        extra
+            Mean posterior variance of the latents in every population, ``(n_populations, n_latent)``.
         mean, sd
-            Posterior mean and standard deviation of cell latents, ``(cells, n_latent)``.
+            Posterior mean and standard deviation of the latents of training cells, ``(cells, n_latent)``: of all populations that
+            train, or where there are too many cells of some of them.
         codes
             Population codes of the same cells, ``(cells,)``, none negative.
         is_training
@@ -182,25 +204,23 @@ class GDEModule(LatentsMixin, BaseModuleClass):
             Keep encoder and skeleton as they are: they have been trained on this latent.
         """
         k = is_training.shape[0]
-        raw = PopulationMoments.from_cells(mean, codes, k)
-        rows = is_training[codes]
-        labels, dense = torch.unique(codes[rows], return_inverse=True)
-        training = raw.select(labels)
+        labels, dense = torch.unique(codes, return_inverse=True)
+        training = raw.select(is_training.nonzero()[:, 0])
         if not further:
-            self.set_encoder.fit(mean[rows], dense, training, set_size)
+            self.set_encoder.fit(mean, dense, raw.select(labels), set_size)
         pooled, coefficient = training.pooled_covariance(), training.shrinkage()
         self.embedding_moments, self.shrinkage = raw, (coefficient, pooled)
         if self.geometry == "isometric":
             exact = None
             if self.set_encoder.wants_exact_targets:
-                exact = ExactTargets.from_cells(mean[rows], codes[rows], k)
+                exact = ExactTargets.from_cells(mean, codes, k)
             self.isometry_targets = IsometryTargets(raw, exact)
         # cells are generated from their posterior, which is wider than its mean: law of total variance
-        extra = torch.diag_embed(segment_mean(sd.square(), codes, k))
+        extra = torch.diag_embed(extra)
         # the frames that generators learn in: shrunk, since a few cells span no frame
         self.frame_moments = PopulationMoments(raw.n, raw.mean, raw.shrunk(coefficient, pooled).cov + extra)
         if not self.has_skeleton:
-            self.frame_moments = shared_frame(mean[rows], sd[rows], k)
+            self.frame_moments = shared_frame(mean, sd, k)
         self.frame_inverse = inverse_frames(self.frame_moments)
         if further:
             self._keep_frame_vectors()
@@ -208,7 +228,7 @@ class GDEModule(LatentsMixin, BaseModuleClass):
         shrinkage = self.set_encoder.shrinkage()
         if shrinkage is not None:
             self.skeleton.spectrum.load_state_dict(shrinkage.state_dict())
-        z = self.set_encoder.in_blocks(mean[rows], dense, len(labels))
+        z = self.set_encoder.in_blocks(mean, dense, len(labels))
         self.skeleton.whiten(z)
         moments, inverse = self.frame_moments, None
         if self.has_skeleton:
@@ -248,8 +268,20 @@ class GDEModule(LatentsMixin, BaseModuleClass):
         encoder = self.set_encoder
         self.skeleton.fit(torch.cat(z), torch.cat(vectors), encoder.inverse(), torch.cat(folds), encoder.n_read)
 
-    def population_loss(self, batch: dict[str, Tensor], generator: torch.Generator | None = None) -> dict[str, Tensor]:
+    def population_loss(
+        self, batch: dict[str, Tensor], generator: torch.Generator | None = None, *, together: bool = False
+    ) -> dict[str, Tensor]:
         """Loss of the population phase on K ragged sets.
+
+        Parameters
+        ----------
+        batch
+            Sets.
+        generator
+            Source of noise.
+        together
+            Whether the batch is one process's part of a joint batch. The average over processes then is the loss of the joint batch,
+            whose sets are all compared with each other.
 
         Returns
         -------
@@ -271,6 +303,8 @@ class GDEModule(LatentsMixin, BaseModuleClass):
         elif self.has_skeleton:
             vectors = self._set_vectors(mean[encoded], sd[encoded], segment[encoded], sources, weights)
             moments = self.skeleton.loss(z.detach(), vectors)
+        if together:
+            moments = moments * share(len(sources), z.device)
 
         generated = z.new_zeros(())
         if self.generator_weight:
@@ -281,12 +315,18 @@ class GDEModule(LatentsMixin, BaseModuleClass):
             generated = self.generator.loss(y, self.skeleton.condition(z)[codes], codes, generator)
             # a population of one cell has no shape to learn; sets weigh alike whatever their size
             has_shape = (target.n > 1.5)[codes]
-            generated = (generated * has_shape).sum() / has_shape.sum().clamp_min(1)
+            n_shaped = has_shape.sum()
+            generated = (generated * has_shape).sum() / n_shaped.clamp_min(1)
+            if together:
+                generated = generated * share(n_shaped, z.device)
 
         loss = self.generator_weight * generated + moments
         terms = {"generator": generated.detach(), "moments": moments.detach()}
         if self.geometry == "isometric":
             assert self.isometry_targets is not None
+            if together:
+                sets = sets.gathered()
+                sources, weights = gather(sources), gather(weights)
             isometry, of_gate = self._isometry(sets, self.isometry_targets.distances(sources, weights))
             loss = loss + self.isometry_weight * isometry + of_gate
             terms["isometry"] = isometry.detach()

@@ -42,6 +42,10 @@ class PopulationMoments:
         cov = gram_by_set(centred, centred, segment, n_sets)
         return cls(n, mean, cov / (n - 1).clamp_min(1)[:, None, None])
 
+    def to(self, device: torch.device) -> PopulationMoments:
+        """The same moments on a device."""
+        return PopulationMoments(self.n.to(device), self.mean.to(device), self.cov.to(device))
+
     def select(self, index: Tensor) -> PopulationMoments:
         """Moments of the populations at the given positions."""
         return PopulationMoments(self.n[index], self.mean[index], self.cov[index])

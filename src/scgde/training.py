@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from scgde._constants import BATCH_KEYS
-from scgde.components import subsample
+from scgde._constants import BATCH_KEYS, TRAINING_STATE
+from scgde._distributed import agree, share
+from scgde.population_phase import prepare_population_phase
 
 if TYPE_CHECKING:
     from scgde.data import PopulationDataModule
@@ -30,9 +31,6 @@ SET_STEPS = 800
 
 SET_PASSES = 300
 """Epochs of the population phase at most: beyond, a flow learns the cells of a few small populations by heart."""
-
-MAX_SCALE_SAMPLE = 2_000_000
-"""Entries of the sample of rows that the scale of the latent is measured on, at most."""
 
 CELL_PASSES = (15, 200)
 """Range of the limit on passes over the cells; see :func:`cell_pass_limit`."""
@@ -104,7 +102,7 @@ class GDETrainingPlan(pl.LightningModule):
         Weight of the cell latent's divergence, and the share of the cell phase over which it rises to that weight.
     contrast_weight
         Weight of the term that keeps contrasts between populations in the cell latent
-        (:func:`scgde.contrasts.population_contrasts`).
+        (:class:`scgde.contrasts.Contrasts`).
     auxiliary
         A further term of the population phase, of the embeddings of training sets, such as
         :class:`scgde.perturbation.PredictableShifts`.
@@ -192,12 +190,17 @@ class GDETrainingPlan(pl.LightningModule):
             peak = self.lr_cells if self.in_cell_phase else group["population_rate"]
             group["lr"] = peak * one_cycle(self._progress())
 
+    @property
+    def _together(self) -> bool:
+        """Whether several processes train the model."""
+        return self.trainer.world_size > 1
+
     def _noise(self, *key: int) -> torch.Generator:
         seed = int(np.random.SeedSequence([self.seed, *key]).generate_state(1, np.uint64)[0] >> 1)
         return torch.Generator(device=self.device).manual_seed(seed)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        noise = self._noise(0, self.global_step)
+        noise = self._noise(0, self.global_step, self.trainer.global_rank)
         if self.in_cell_phase:
             weight = self.kl_weight * min(self._progress() / max(self.kl_warmup, 1e-9), 1.0)
             loss, logs, size = self._cell_step(batch, "train", weight, noise)
@@ -207,7 +210,7 @@ class GDETrainingPlan(pl.LightningModule):
         return loss
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        noise = self._noise(1, batch_idx)
+        noise = self._noise(1, batch_idx, self.trainer.global_rank)
         if self.in_cell_phase:
             _, logs, size = self._cell_step(batch, "validation", self.kl_weight, noise)
         else:
@@ -235,12 +238,15 @@ class GDETrainingPlan(pl.LightningModule):
             contrast = error.square().sum(dim=1).mean()
             loss = loss + self.contrast_weight * contrast
             logs[f"contrast_{mode}"] = contrast
+        if self._together and mode == "train":
+            loss = loss * share(n, loss.device)
         return loss, logs, n
 
     def _set_step(
         self, batch: dict[str, Tensor], mode: str, noise: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor], int]:
-        terms = self.module.population_loss(batch, noise)
+        # processes may have different numbers of batches to validate on, and must not wait for each other there
+        terms = self.module.population_loss(batch, noise, together=self._together and mode == "train")
         logs = {f"{mode}_loss": terms["loss"]}
         logs |= {f"{name}_{mode}": value for name, value in terms.items() if name != "loss"}
         loss, sources = terms["loss"], batch[BATCH_KEYS.SOURCES]
@@ -266,10 +272,30 @@ class GDETrainingPlan(pl.LightningModule):
         if not last:
             return
         self._sums[mode] = {}
-        sync = self.trainer.world_size > 1
+        sync = self._together
         for name, (total, weight) in sums.items():
             bar = name.endswith("_loss")
             self.log(name, total / weight, on_step=False, on_epoch=True, prog_bar=bar, sync_dist=sync, batch_size=1)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint[TRAINING_STATE] = {
+            "in_cell_phase": self.in_cell_phase,
+            "phase_start": self.phase_start,
+            "epochs": [self.epochs.cells, self.epochs.sets],
+            "sums": {mode: {name: list(pair) for name, pair in sums.items()} for mode, sums in self._sums.items()},
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        state = checkpoint[TRAINING_STATE]
+        self.in_cell_phase, self.phase_start = state["in_cell_phase"], state["phase_start"]
+        self.epochs = EpochPlan(*state["epochs"])
+        self.trainer.fit_loop.max_epochs = self.epochs.total
+        self._sums = {mode: {name: tuple(p) for name, p in sums.items()} for mode, sums in state["sums"].items()}
+
+    def on_fit_start(self) -> None:
+        if not self.in_cell_phase and self.datamodule.latent is None:
+            # training goes on in the population phase
+            prepare_population_phase(self.module, self.datamodule, resumed=True)
 
     def on_train_epoch_end(self) -> None:
         if self.in_cell_phase and self.current_epoch + 1 >= self.epochs.cells:
@@ -278,73 +304,11 @@ class GDETrainingPlan(pl.LightningModule):
     def start_population_phase(self) -> None:
         """Fix the cell latent and start the population phase from its closed form."""
         prepare_population_phase(self.module, self.datamodule)
+        if self._together:
+            agree(self.module)
         # only now: who interrupts the line above has a model whose population phase must still be prepared
         self.in_cell_phase = False
         self.phase_start = self.global_step
-
-
-def prepare_population_phase(module: GDEModule, data: PopulationDataModule, *, further: bool = False) -> None:
-    """Scale the latent, encode all cells, hand their latents to the data module and fit what has a closed form.
-
-    With ``further`` encoder and skeleton stay as they have been trained.
-    """
-    from scgde.inference import encode_cells
-
-    _fit_scale(module, data)
-    everything = np.arange(data.table.n_cells)
-    mean, sd = encode_cells(module, data.table, everything)
-    data.set_latent(mean, sd)
-    codes = torch.from_numpy(data.table.codes)
-    used = torch.zeros(len(codes), dtype=torch.bool)
-    used[torch.from_numpy(data.train_idx)] = True
-    trains = torch.zeros(len(data.table.labels), dtype=torch.bool)
-    trains[codes[used & (codes >= 0)].unique()] = True
-    # held-out populations have moments too, as targets of validation only
-    held_out = torch.zeros_like(used)
-    held_out[torch.from_numpy(data.val_idx)] = True
-    used |= held_out & (codes >= 0) & ~trains[codes]
-    used &= codes >= 0
-    device = module.device
-    if module.observation.is_count:
-        # cells in no population are often debris, and never generated
-        rows = np.sort(data.train_idx[data.table.codes[data.train_idx] >= 0])
-        noise = torch.randn(mean[rows].shape, generator=torch.Generator().manual_seed(0))
-        library = data.table.library(rows, float(module.observation.size_factor_gain))
-        draws = mean[rows] + sd[rows] * noise
-        module.observation.fit_library(draws.to(device), torch.from_numpy(library[:, None]).to(device))
-    module.fit_populations(
-        mean[used].to(device),
-        sd[used].to(device),
-        codes[used].to(device),
-        trains.to(device),
-        set_size=data.sampler.cells_per_population,
-        further=further,
-    )
-
-
-def finish_population_phase(module: GDEModule, data: PopulationDataModule, n_sets: int = 2048) -> None:
-    """Fit the skeleton to what the set encoder has become, on sets as in training."""
-    module.fit_skeleton(
-        {name: value.to(module.device) for name, value in batch.items()} for batch in data.training_sets(n_sets)
-    )
-
-
-def _fit_scale(module: GDEModule, data: PopulationDataModule) -> None:
-    """Scale the axes of the latent by a sample of the training cells that are in populations."""
-    from scgde.generation import make_context
-    from scgde.inference import encode_cells
-
-    table = data.table
-    rows = data.train_idx[table.codes[data.train_idx] >= 0]
-    rows = subsample(rows, min(max(MAX_SCALE_SAMPLE // table.matrix.shape[1], 100), 1000), 0)
-    context = make_context(
-        table.library(rows, float(module.observation.size_factor_gain)),
-        table.batch[rows],
-        table.categorical[rows],
-        table.continuous[rows],
-        module.device,
-    )
-    module.observation.fit_scale(encode_cells(module, table, rows)[0].to(module.device), context)
 
 
 def one_cycle(progress: float, warmup: float = 0.3) -> float:
@@ -380,6 +344,13 @@ class PhaseEarlyStopping(pl.Callback):
     def _restore(self, plan: GDETrainingPlan) -> None:
         if self.weights is not None and self.phase == plan.in_cell_phase:
             plan.module.load_state_dict(self.weights)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in ("best", "waited", "phase", "weights")}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        for name, value in state_dict.items():
+            setattr(self, name, value)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, plan: GDETrainingPlan) -> None:  # type: ignore[override]
         # before the plan's own hook of this name, which starts the population phase

@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from scgde.data import PopulationDataModule
+from scgde.data.latents import Latents
 from scgde.data.populations import split_by_cell, split_by_population
 from scgde.data.sampler import SetBatch
 
@@ -23,7 +24,7 @@ def make_datamodule(table, split=split_by_cell, train_size=0.6, **options):
 def with_latent(data):
     """Latents that carry the number of their cell."""
     mean = torch.arange(data.table.n_cells, dtype=torch.float32)[:, None].repeat(1, 3)
-    data.set_latent(mean, torch.ones_like(mean))
+    data.set_latent(Latents(mean, torch.ones_like(mean)))
     return data
 
 

@@ -1,8 +1,10 @@
+import dataclasses
+
 import numpy as np
 import pytest
 
 from scgde.components import CellComponents
-from scgde.contrasts import discriminant_scores, population_contrasts
+from scgde.contrasts import Contrasts, discriminant_scores
 
 
 def components(gap=3.0, k=10, n=40, seed=0):
@@ -43,7 +45,19 @@ def test_nothing_to_learn_without_replicates_of_two_populations(codes, make_cell
     table.codes[:] = -1
     table.codes[:4] = codes
     everything = np.arange(adata.n_obs)
-    assert population_contrasts(table, everything, CellComponents.fit(table, everything)) is None
+    assert Contrasts.fit(table, everything, CellComponents.fit(table, everything)) is None
+
+
+def scores_of(contrasts, table, indices):
+    return contrasts.of(indices, table.matrix[indices], table.batch[indices])
+
+
+def test_scores_are_the_same_when_they_are_computed_as_they_are_used(make_cells, make_model):
+    table = make_model(make_cells(6, n_batches=2), {"batch_key": "batch"})._table()
+    indices = np.arange(0, table.n_cells, 2)
+    contrasts = Contrasts.fit(table, indices, CellComponents.fit(table, indices))
+    later = dataclasses.replace(contrasts, known=None)
+    np.testing.assert_allclose(scores_of(later, table, indices), scores_of(contrasts, table, indices), atol=1e-4)
 
 
 def test_contrasts_hold_one_finite_row_per_cell_and_no_batch(make_cells, make_model):
@@ -51,10 +65,10 @@ def test_contrasts_hold_one_finite_row_per_cell_and_no_batch(make_cells, make_mo
     table = make_model(adata, {"batch_key": "batch"})._table()
     indices = np.arange(0, adata.n_obs, 2)
     fit = CellComponents.fit(table, indices, seed=0)
-    contrasts = population_contrasts(table, indices, fit)
+    contrasts = scores_of(Contrasts.fit(table, indices, fit), table, indices)
     assert contrasts.shape[0] == len(indices) and np.isfinite(contrasts).all() and contrasts.dtype == np.float32
     again = CellComponents.fit(table, indices, seed=0)
-    np.testing.assert_array_equal(contrasts, population_contrasts(table, indices, again))
+    np.testing.assert_array_equal(contrasts, scores_of(Contrasts.fit(table, indices, again), table, indices))
     batch = table.batch[indices]
     gap = np.abs(contrasts[batch == 0].mean(0) - contrasts[batch == 1].mean(0))
     assert (gap < 0.2 * contrasts.std(0) + 1e-3).all()

@@ -27,8 +27,13 @@ def make_module(cells, **options):
         torch.manual_seed(0)
         module = GDEModule(ContinuousModel(3), n_embedding=12, n_hidden=16, **options)
     u, codes = cells
-    module.fit_populations(u, torch.zeros_like(u), codes, torch.ones(K, dtype=torch.bool), N)
+    fit_populations(module, u, codes, torch.ones(K, dtype=torch.bool))
     return module.eval()
+
+
+def fit_populations(module, u, codes, trains, **options):
+    raw = PopulationMoments.from_cells(u, codes, len(trains))
+    module.fit_populations(raw, torch.zeros_like(raw.mean), u, torch.zeros_like(u), codes, trains, N, **options)
 
 
 def make_batch(cells, scored=None):
@@ -113,7 +118,7 @@ def test_further_training_has_new_targets_and_keeps_encoder_and_skeleton(cells):
         module.skeleton.linear.weight.add_(0.1)
     before = {name: value.clone() for name, value in module.state_dict().items()}
     u, codes = cells[0] + 1, cells[1]
-    module.fit_populations(u, torch.zeros_like(u), codes, torch.ones(K, dtype=torch.bool), N, further=True)
+    fit_populations(module, u, codes, torch.ones(K, dtype=torch.bool), further=True)
     assert all(torch.equal(before[name], value) for name, value in module.state_dict().items())
     torch.testing.assert_close(module.frame_moments.mean, PopulationMoments.from_cells(u, codes, K).mean)
 
@@ -146,7 +151,7 @@ def test_scored_cells_are_not_encoded(cells):
 def test_populations_of_one_cell_are_not_scored_for_their_shape(cells):
     u, codes = torch.cat([cells[0], torch.full((1, 3), 50.0)]), torch.cat([cells[1], torch.tensor([K])])
     module = make_module(cells)
-    module.fit_populations(u, torch.zeros_like(u), codes, torch.ones(K + 1, dtype=torch.bool), N)
+    fit_populations(module, u, codes, torch.ones(K + 1, dtype=torch.bool))
     batch = {
         "u_mean": u[-1:],
         "u_sd": torch.zeros(1, 3),

@@ -174,9 +174,9 @@ def test_training_that_ends_in_the_cell_phase_is_completed_with_a_warning(limit,
 
 
 def test_interruption_between_the_phases_leaves_a_complete_model(make_cells, make_model, train, monkeypatch):
-    import scgde.inference
+    import scgde.population_phase
 
-    encode, calls = scgde.inference.encode_cells, []
+    encode, calls = scgde.population_phase.encode_cells, []
 
     def interrupt(*args, **kwargs):
         calls.append(1)
@@ -184,7 +184,7 @@ def test_interruption_between_the_phases_leaves_a_complete_model(make_cells, mak
             raise KeyboardInterrupt
         return encode(*args, **kwargs)
 
-    monkeypatch.setattr(scgde.inference, "encode_cells", interrupt)
+    monkeypatch.setattr(scgde.population_phase, "encode_cells", interrupt)
     model = make_model(make_cells(6))
     with pytest.warns(UserWarning, match="interrupted"):
         train(model, 6)

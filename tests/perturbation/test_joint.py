@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import scgde
+from scgde.data import CellTable
 from scgde.perturbation import PredictableShifts
 
 
@@ -46,7 +47,8 @@ class TestTerm:
     def make(self, features, **options):
         term = PredictableShifts("perturbation", "control", features=features, **options)
         obs = pd.DataFrame({"perturbation": ["control", "p0", "p1", "p9", None]})
-        table = type("Table", (), {"obs": obs, "codes": np.array([0, 1, 2, 3, -1]), "labels": list("abcd")})()
+        rows, nothing = np.zeros((5, 1)), np.empty((5, 0))
+        table = CellTable(rows, np.array([0, 1, 2, 3, -1]), list("abcd"), np.zeros(5), nothing, nothing, None, obs)
         term.prepare(table, np.arange(5), 3)
         return term
 
@@ -77,20 +79,16 @@ class TestTerm:
             PredictableShifts("perturbation", "control", weight=0.0)
         with pytest.raises(ValueError, match="several rows"):
             PredictableShifts("perturbation", "control", features=pd.concat([features, features]))
+        obs, nothing = pd.DataFrame({"perturbation": ["p0"]}), np.empty((1, 0))
+        one = CellTable(np.zeros((1, 1)), np.array([0]), ["a"], np.zeros(1), nothing, nothing, None, obs)
         with pytest.raises(ValueError, match="no population's"):
             term = PredictableShifts("perturbation", "ctrl", features=features)
-            table = type(
-                "Table", (), {"obs": pd.DataFrame({"perturbation": ["p0"]}), "codes": np.array([0]), "labels": ["a"]}
-            )
-            term.prepare(table, np.arange(1), 3)
+            term.prepare(one, np.arange(1), 3)
         with pytest.raises(ValueError, match="features"):
             self.make(features.rename(lambda name: f"x{name}"))
         with pytest.raises(KeyError, match="guide"):
             term = PredictableShifts("guide", "control", features=features)
-            table = type(
-                "Table", (), {"obs": pd.DataFrame({"perturbation": ["p0"]}), "codes": np.array([0]), "labels": ["a"]}
-            )
-            term.prepare(table, np.arange(1), 3)
+            term.prepare(one, np.arange(1), 3)
 
 
 class TestTraining:

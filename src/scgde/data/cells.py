@@ -15,6 +15,7 @@ import torch
 from scgde._constants import UNASSIGNED_CODE
 from scgde._sparse import dense_to_csr, to_csr
 from scgde.data.populations import as_label, encode_labels, population_labels
+from scgde.data.streaming import StreamedCells
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -58,36 +59,65 @@ class CellTable:
     continuous: np.ndarray
     size_factor: np.ndarray | None
     obs: pd.DataFrame
-    var_names: pd.Index = field(default_factory=pd.Index)
+    var_names: pd.Index = field(default_factory=lambda: pd.Index([]))
 
     @property
     def n_cells(self) -> int:
         """Number of cells."""
         return len(self.codes)
 
+    @property
+    def columns(self) -> list[str]:
+        """Columns of the annotation of the cells."""
+        return [str(c) for c in self.obs.columns]
+
+    def column(self, key: str) -> pd.Series:
+        """A column of the annotation of the cells."""
+        return self.obs[key]
+
     def rows(self, indices: np.ndarray) -> np.ndarray:
         """Dense float32 rows of the given cells."""
-        block = self.matrix[indices]
-        block = block.toarray() if sp.issparse(block) else np.asarray(block)
-        return np.ascontiguousarray(block, dtype=np.float32)
+        return dense_rows(self.matrix[indices])
 
     def tensor(self, indices: np.ndarray, *, sparse: bool) -> Tensor:
         """Float32 rows of the given cells as a tensor, dense or, whatever the matrix is, CSR without stored zeros."""
-        if sparse and sp.issparse(self.matrix):
-            return to_csr(sp.csr_matrix(self.matrix[indices]))
-        rows = torch.from_numpy(self.rows(indices))
-        return dense_to_csr(rows) if sparse else rows
+        return as_tensor(self.matrix[indices], sparse=sparse)
+
+    def sample(self, indices: np.ndarray, limit: int, seed: int) -> np.ndarray:
+        """At most ``limit`` of the indices, drawn at random, in order."""
+        if len(indices) <= limit:
+            return indices
+        return np.sort(np.random.default_rng(seed).choice(indices, limit, replace=False))
 
     def library(self, indices: np.ndarray, gain: float) -> np.ndarray:
         """Library sizes of cells, ``(len(indices),)``: total counts, or size factors times ``gain``."""
         if self.size_factor is not None:
             return (self.size_factor[indices] * gain).astype(np.float32)
+        return self.totals(indices)
+
+    def totals(self, indices: np.ndarray) -> np.ndarray:
+        """Total counts of cells, ``(len(indices),)``."""
         blocks = np.array_split(indices, len(indices) // 1000 + 1)
-        return np.concatenate([self.rows(block).sum(1) for block in blocks]).astype(np.float32)
+        sums = [np.asarray(self.matrix[block].sum(axis=1, dtype=np.float64)).reshape(-1) for block in blocks]
+        return np.concatenate(sums).astype(np.float32)
 
 
-def cell_table(adata: AnnData, registry: dict) -> CellTable:
-    """Read an AnnData as the registry of a model demands; nothing is written to it.
+def dense_rows(block: Any) -> np.ndarray:
+    """Rows of a matrix, sparse or not, as a dense float32 array."""
+    block = block.toarray() if sp.issparse(block) else np.asarray(block)
+    return np.ascontiguousarray(block, dtype=np.float32)
+
+
+def as_tensor(block: Any, *, sparse: bool) -> Tensor:
+    """Rows of a matrix as a float32 tensor, dense or, whatever the matrix is, CSR without stored zeros."""
+    if sparse and sp.issparse(block):
+        return to_csr(sp.csr_matrix(block))
+    rows = torch.from_numpy(dense_rows(block))
+    return dense_to_csr(rows) if sparse else rows
+
+
+def cell_table(adata: AnnData | StreamedCells, registry: dict) -> CellTable:
+    """Read an AnnData, or cells on disk, as the registry of a model demands; nothing is written to it.
 
     Genes are matched by name: reordered ones are put in order, extra ones dropped.
 
@@ -98,6 +128,10 @@ def cell_table(adata: AnnData, registry: dict) -> CellTable:
     KeyError
         If a registered column, layer or array is absent.
     """
+    if isinstance(adata, StreamedCells):
+        from scgde.data.streamed_table import StreamedTable
+
+        return StreamedTable(adata, registry)
     args = registry["setup_args"]
     state = {name: entry["state_registry"] for name, entry in registry["field_registries"].items()}
     matrix = locate_matrix(adata, args["layer"], args["obsm_key"])
@@ -121,6 +155,25 @@ def cell_table(adata: AnnData, registry: dict) -> CellTable:
     field_state = state["population"]
     labels = population_labels(adata.obs, field_state["keys"], field_state["unassigned"])
     codes, names = encode_labels(labels, field_state["categorical_mapping"])
+    batch, categorical, continuous, size_factor = read_covariates(adata, registry, args)
+    return CellTable(
+        matrix=matrix,
+        codes=codes,
+        labels=names,
+        batch=batch,
+        categorical=categorical,
+        continuous=continuous,
+        size_factor=size_factor,
+        obs=adata.obs,
+        var_names=expected,
+    )
+
+
+def read_covariates(
+    adata: AnnData | StreamedCells, registry: dict, args: dict
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
+    """Batch codes ``(cells,)``, categorical and continuous covariates ``(cells, n)``, and size factors or None."""
+    state = {name: entry["state_registry"] for name, entry in registry["field_registries"].items()}
     batch = np.zeros(adata.n_obs, dtype=np.int64)
     if args["batch_key"] is not None:
         batch = _batch_codes(adata, args["batch_key"], state["batch"]["categorical_mapping"])
@@ -135,17 +188,8 @@ def cell_table(adata: AnnData, registry: dict) -> CellTable:
         if (size_factor <= 0).any():
             message = f"size_factor_key={args['size_factor_key']!r} holds values that are not positive."
             raise ValueError(message)
-    return CellTable(
-        matrix=matrix,
-        codes=codes,
-        labels=names,
-        batch=batch,
-        categorical=_columns(categorical, adata.n_obs, np.int64),
-        continuous=_columns(continuous, adata.n_obs, np.float32),
-        size_factor=size_factor,
-        obs=adata.obs,
-        var_names=expected,
-    )
+    n = adata.n_obs
+    return batch, _columns(categorical, n, np.int64), _columns(continuous, n, np.float32), size_factor
 
 
 def locate_matrix(adata: AnnData, layer: str | None, obsm_key: str | None):
@@ -258,14 +302,16 @@ def _columns(columns: list[np.ndarray], n: int, dtype: type) -> np.ndarray:
     return np.stack(columns, axis=1).astype(dtype) if columns else np.empty((n, 0), dtype=dtype)
 
 
-def _column(adata: AnnData, key: str) -> pd.Series:
+def _column(adata: AnnData | StreamedCells, key: str) -> pd.Series:
+    if isinstance(adata, StreamedCells):
+        return adata.column(key)
     if key not in adata.obs:
         message = f"{key!r} is not in adata.obs, and the model was set up with it; there are {list(adata.obs.columns)}."
         raise KeyError(message)
     return adata.obs[key]
 
 
-def numeric_column(adata: AnnData, key: str) -> np.ndarray:
+def numeric_column(adata: AnnData | StreamedCells, key: str) -> np.ndarray:
     """Finite numbers of a column of ``obs``, ``(cells,)``.
 
     Raises
@@ -284,17 +330,18 @@ def numeric_column(adata: AnnData, key: str) -> np.ndarray:
     return values
 
 
-def _codes(adata: AnnData, key: str, mapping: Sequence) -> tuple[np.ndarray, list[str]]:
+def _codes(adata: AnnData | StreamedCells, key: str, mapping: Sequence) -> tuple[np.ndarray, list[str]]:
     lookup = {as_label(m): i for i, m in enumerate(mapping)}
-    column = _column(adata, key)
-    values = column.astype(object).map(as_label, na_action="ignore")
-    unseen = sorted({str(v) for v in values.dropna().unique()} - set(lookup))
-    if values.isna().any():
+    found, distinct = pd.factorize(_column(adata, key))  # missing values are -1
+    names = [as_label(value) for value in distinct]
+    unseen = sorted(set(names) - set(lookup))
+    if (found < 0).any():
         unseen.append("missing values")
-    return values.map(lookup).fillna(UNSEEN_BATCH).astype(np.int64).to_numpy(), unseen
+    codes = np.array([*(lookup.get(name, UNSEEN_BATCH) for name in names), UNSEEN_BATCH], dtype=np.int64)
+    return codes[found], unseen
 
 
-def _batch_codes(adata: AnnData, key: str, mapping: Sequence) -> np.ndarray:
+def _batch_codes(adata: AnnData | StreamedCells, key: str, mapping: Sequence) -> np.ndarray:
     codes, unseen = _codes(adata, key, mapping)
     if unseen:
         warnings.warn(
@@ -306,7 +353,7 @@ def _batch_codes(adata: AnnData, key: str, mapping: Sequence) -> np.ndarray:
     return codes
 
 
-def _category_codes(adata: AnnData, key: str, mapping: Sequence) -> np.ndarray:
+def _category_codes(adata: AnnData | StreamedCells, key: str, mapping: Sequence) -> np.ndarray:
     codes, unseen = _codes(adata, key, mapping)
     if unseen:
         message = (

@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
 
 from scgde._constants import BATCH_KEYS
 from scgde._sparse import supports_sparse
+from scgde.data.cells import as_tensor
+from scgde.data.loader import BatchLoader, CellStream, bounded
 from scgde.data.sampler import PopulationSampler, SetBatch
+from scgde.data.streamed_table import StreamedTable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from torch import Tensor
 
+    from scgde.contrasts import Contrasts
     from scgde.data.cells import CellTable
+    from scgde.data.latents import Latents
+
+MAX_VALIDATION_CELLS = 20_000
+"""Cells that the cell phase is validated on, at most."""
+
+MAX_VALIDATION_SETS = 1000
+"""Populations that the population phase is validated on, at most."""
 
 
 class PopulationDataModule(pl.LightningDataModule):
@@ -67,8 +77,9 @@ class PopulationDataModule(pl.LightningDataModule):
         self.n_train, self.n_val = len(train_idx), len(val_idx)
         self.batch_size = min(batch_size, max(self.n_train, 1))
         self.seed = seed
-        self.latent: tuple[Tensor, Tensor] | None = None
-        self.contrasts: np.ndarray | None = None
+        self.latent: Latents | None = None
+        self.contrasts: Contrasts | None = None
+        self.stream = CellStream(table, train_idx, seed) if isinstance(table, StreamedTable) else None
         self.sampler = PopulationSampler(
             table.codes[train_idx],
             populations_per_batch=populations_per_batch,
@@ -78,39 +89,59 @@ class PopulationDataModule(pl.LightningDataModule):
         )
 
     @property
+    def _processes(self) -> tuple[int, int]:
+        """Number of this process, and of all that train together."""
+        return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+
+    @property
     def n_cell_batches(self) -> int:
-        """Batches in an epoch of the cell phase."""
-        return max(int(np.ceil(self.n_train / self.batch_size)), 1)
+        """Batches in an epoch of the cell phase, for each of the processes that train together."""
+        return max(int(np.ceil(self.n_train / (self.batch_size * self._processes[1]))), 1)
 
     @property
     def n_set_batches(self) -> int:
-        """Batches in an epoch of the population phase."""
-        return len(self.sampler)
+        """Batches in an epoch of the population phase, for each of the processes that train together."""
+        return self.sampler.n_batches(self._processes[1])
 
-    def set_contrasts(self, contrasts: np.ndarray | None) -> None:
-        """Give the contrasts of the training cells, ``(n_train, n)``, in the order of ``train_idx``."""
-        if contrasts is not None:
-            self.contrasts = np.zeros((self.table.n_cells, contrasts.shape[1]), dtype=np.float32)
-            self.contrasts[self.train_idx] = contrasts
+    def set_contrasts(self, contrasts: Contrasts | None) -> None:
+        """Give the contrasts of the training cells."""
+        self.contrasts = contrasts
 
-    def set_latent(self, mean: Tensor, sd: Tensor) -> None:
-        """Switch to the population phase with the latents of all cells, each ``(cells, n_latent)``."""
-        self.latent = (mean, sd)
+    def set_latent(self, latents: Latents) -> None:
+        """Switch to the population phase with the latents of all cells."""
+        self.latent = latents
 
-    def train_dataloader(self) -> DataLoader:
+    def train_dataloader(self) -> BatchLoader:
         epoch = self.trainer.current_epoch if self.trainer is not None else 0
-        batches: list = self.sampler.epoch(epoch) if self.latent is not None else self._cell_batches(epoch)
-        return _loader(self, batches)
+        rank, world_size = self._processes
+        if self.latent is not None:
+            sets = self.sampler.epoch(epoch, rank, world_size)
+            return BatchLoader(len(sets), lambda start: (self.set_batch(self._of_table(s)) for s in sets[start:]))
+        n, stream = self.n_cell_batches, self.stream
+        if stream is not None:
+            return BatchLoader(
+                n,
+                lambda start: (
+                    self.cell_batch(cells, rows, with_contrasts=True)
+                    for cells, rows in stream.batches(epoch, n, start, rank, world_size)
+                ),
+            )
+        batches = self._cell_batches(epoch)[rank::world_size]
+        return BatchLoader(n, lambda start: (self.cell_batch(b, with_contrasts=True) for b in batches[start:]))
 
-    def val_dataloader(self) -> DataLoader | list:
+    def val_dataloader(self) -> BatchLoader | list:
         if self.n_val == 0:
             return []
-        batches: list
+        rank, world_size = self._processes
         if self.latent is None:
-            batches = [_Scored(b) for b in np.array_split(self.val_idx, int(np.ceil(self.n_val / self.batch_size)))]
-        else:
-            batches = self._validation_sets()
-        return _loader(self, batches)
+            runs = None if self.stream is None else self.stream.bounds
+            cells = bounded(self.val_idx, MAX_VALIDATION_CELLS, self.seed, runs)
+            batches = np.array_split(cells, int(np.ceil(len(cells) / self.batch_size)))
+            batches = batches[rank::world_size] or batches  # no process may be without
+            return BatchLoader(len(batches), lambda start: (self.cell_batch(b) for b in batches[start:]))
+        sets = self._validation_sets()
+        sets = sets[rank::world_size] or sets
+        return BatchLoader(len(sets), lambda start: (self.set_batch(*s) for s in sets[start:]))
 
     def on_before_batch_transfer(self, batch: dict[str, Tensor], dataloader_idx: int) -> dict[str, Tensor]:
         """Make sparse rows dense where the device has no sparse tensors."""
@@ -120,11 +151,12 @@ class PopulationDataModule(pl.LightningDataModule):
                 batch = {**batch, BATCH_KEYS.X: rows.to_dense()}
         return batch
 
-    def cell_batch(self, indices: np.ndarray) -> dict[str, Tensor]:
-        """Rows and covariates of cells, as tensors."""
+    def cell_batch(self, indices: np.ndarray, rows: Any = None, *, with_contrasts: bool = False) -> dict[str, Tensor]:
+        """Rows and covariates of cells, as tensors; ``rows`` are those of the cells where they have been read."""
         table = self.table
+        rows = table.matrix[indices] if rows is None else rows
         batch = {
-            BATCH_KEYS.X: table.tensor(indices, sparse=self.sparse),
+            BATCH_KEYS.X: as_tensor(rows, sparse=self.sparse),
             BATCH_KEYS.BATCH: torch.from_numpy(table.batch[indices])[:, None],
         }
         if table.categorical.shape[1]:
@@ -133,16 +165,17 @@ class PopulationDataModule(pl.LightningDataModule):
             batch[BATCH_KEYS.CONTINUOUS] = torch.from_numpy(table.continuous[indices])
         if table.size_factor is not None:
             batch[BATCH_KEYS.SIZE_FACTOR] = torch.from_numpy(table.size_factor[indices])[:, None]
+        if with_contrasts and self.contrasts is not None:
+            batch[BATCH_KEYS.CONTRASTS] = torch.from_numpy(self.contrasts.of(indices, rows, table.batch[indices]))
         return batch
 
     def set_batch(self, sets: SetBatch, scored: np.ndarray | None = None) -> dict[str, Tensor]:
         """Latents of ragged sets; ``scored`` marks the cells that are scored and not encoded (validation)."""
         assert self.latent is not None
-        mean, sd = self.latent
-        rows = torch.from_numpy(sets.rows)
+        mean, sd = self.latent.rows(sets.rows)
         batch = {
-            BATCH_KEYS.U_MEAN: mean[rows],
-            BATCH_KEYS.U_SD: sd[rows],
+            BATCH_KEYS.U_MEAN: mean,
+            BATCH_KEYS.U_SD: sd,
             BATCH_KEYS.SEGMENT: torch.from_numpy(sets.segment),
             BATCH_KEYS.SOURCES: torch.from_numpy(sets.sources),
             BATCH_KEYS.SOURCE_WEIGHTS: torch.from_numpy(sets.weights),
@@ -169,7 +202,7 @@ class PopulationDataModule(pl.LightningDataModule):
     def _cell_batches(self, epoch: int) -> list[np.ndarray]:
         order = np.random.default_rng([self.seed, epoch]).permutation(self.train_idx)
         # equal shares: a last batch of a few cells would take a full optimiser step on them
-        return np.array_split(order, self.n_cell_batches)
+        return np.array_split(order, self.n_cell_batches * self._processes[1])
 
     def _validation_sets(self) -> list[tuple[SetBatch, np.ndarray]]:
         rng = np.random.default_rng(self.seed)
@@ -178,7 +211,9 @@ class PopulationDataModule(pl.LightningDataModule):
         validation = _rows_by_population(codes, self.val_idx)
         limit = self.sampler.cells_per_population
         drawn = []
-        for population, rows in validation.items():
+        chosen = bounded(np.array(sorted(validation), dtype=np.int64), MAX_VALIDATION_SETS, self.seed).tolist()
+        for population in chosen:
+            rows = validation[population]
             context = train.get(population)
             if context is None:  # a held-out population: one half is encoded, the other scored
                 if len(rows) < 2:
@@ -189,42 +224,6 @@ class PopulationDataModule(pl.LightningDataModule):
             drawn.append((population, context, rows))
         k = self.sampler.populations_per_batch
         return [_validation_batch(drawn[i : i + k]) for i in range(0, len(drawn), k)]
-
-
-class _Scored(NamedTuple):
-    """Cells of the cell phase that validate, and so have no contrasts to learn."""
-
-    indices: np.ndarray
-
-
-class _Batches(Dataset):
-    """One item is one whole batch."""
-
-    def __init__(self, module: PopulationDataModule, batches: list) -> None:
-        self.module = module
-        self.batches = batches
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __getitem__(self, i: int) -> dict[str, Tensor]:
-        batch = self.batches[i]
-        if isinstance(batch, SetBatch):
-            return self.module.set_batch(self.module._of_table(batch))
-        if isinstance(batch, _Scored):
-            return self.module.cell_batch(batch.indices)
-        if isinstance(batch, tuple):
-            return self.module.set_batch(*batch)
-        tensors = self.module.cell_batch(batch)
-        if self.module.contrasts is not None:
-            tensors[BATCH_KEYS.CONTRASTS] = torch.from_numpy(self.module.contrasts[batch])
-        return tensors
-
-
-def _loader(module: PopulationDataModule, batches: list) -> DataLoader:
-    # a loader draws a base seed for its workers: from a generator of its own, not from the global one
-    generator = torch.Generator().manual_seed(module.seed)
-    return DataLoader(_Batches(module, batches), batch_size=None, shuffle=False, generator=generator)
 
 
 def _rows_by_population(codes: np.ndarray, indices: np.ndarray) -> dict[int, np.ndarray]:

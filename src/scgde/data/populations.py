@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from anndata import AnnData
 
+    from scgde.data.cells import CellTable
+
 logger = logging.getLogger(__name__)
 
 
@@ -48,10 +50,14 @@ def column_labels(column: pd.Series) -> pd.Series:
     Whole floats become integers: a column of integers with missing values is stored as floats, and ``3.0`` would no
     longer match the ``3`` of a complete column.
     """
-    column = pd.Series(np.asarray(column.astype(object)), index=column.index, dtype=object)
-    present = column.notna().to_numpy()
-    values = column.to_numpy(copy=True)
-    values[present] = [as_label(v) for v in values[present]]  # by position: names of cells may repeat
+    if column.dtype == object and pd.api.types.infer_dtype(column, skipna=True) != "string":
+        # numbers and truth values are told apart by their labels only
+        present = column.notna().to_numpy()
+        values = column.to_numpy(dtype=object, copy=True)
+        values[present] = [as_label(v) for v in values[present]]
+    else:
+        codes, distinct = pd.factorize(column)  # each value is made a label once; missing ones are -1
+        values = np.array([*(as_label(value) for value in distinct), None], dtype=object)[codes]
     return pd.Series(values, index=column.index, dtype=object)
 
 
@@ -75,23 +81,27 @@ def population_labels(obs: pd.DataFrame, keys: Sequence[str], unassigned: Sequen
         If two different tuples of a crossed key give one string.
     """
     check_keys(obs, keys)
-    parts = pd.DataFrame({k: column_labels(obs[k]) for k in keys})
-    missing = parts.isna().any(axis=1) | parts.isin([as_label(u) for u in unassigned]).any(axis=1)
-    if len(keys) == 1:
-        return parts[keys[0]].mask(missing)
-    distinct = parts[~missing].drop_duplicates()
-    joined = distinct.agg(LABEL_SEPARATOR.join, axis=1) if len(distinct) else pd.Series(dtype=object)
-    clash = joined[joined.duplicated(keep=False)]
-    if len(clash):
-        pairs = [tuple(row) for row in distinct.loc[clash.index].to_numpy()[:2]]
-        message = (
-            f"population_key={list(keys)}: the different labels {pairs} both read {clash.iloc[0]!r} when joined by "
-            f"{LABEL_SEPARATOR!r}. Rename one so that the joined labels differ."
-        )
-        raise ValueError(message)
-    lookup = dict(zip(map(tuple, distinct.to_numpy()), joined, strict=True))
-    tuples = map(tuple, parts.to_numpy())
-    return pd.Series([None if m else lookup[t] for t, m in zip(tuples, missing, strict=True)], obs.index, dtype=object)
+    unassigned = [as_label(u) for u in unassigned]
+    parts = [pd.factorize(column_labels(obs[k])) for k in keys]
+    codes = np.stack([found for found, _ in parts], axis=1)
+    for column, (_, names) in zip(codes.T, parts, strict=True):
+        column[np.append(np.isin(names.astype(object), unassigned), False)[column]] = -1
+    missing = (codes < 0).any(axis=1)
+    # codes and not labels are compared, of which there is one for each cell
+    distinct, inverse = np.unique(codes[~missing], axis=0, return_inverse=True)
+    tuples = [tuple(names[c] for c, (_, names) in zip(row, parts, strict=True)) for row in distinct]
+    joined = [LABEL_SEPARATOR.join(row) for row in tuples]
+    first: dict[str, tuple] = {}
+    for label, row in zip(joined, tuples, strict=True):
+        if first.setdefault(label, row) != row:
+            message = (
+                f"population_key={list(keys)}: the different labels {[first[label], row]} both read {label!r} when joined by "
+                f"{LABEL_SEPARATOR!r}. Rename one so that the joined labels differ."
+            )
+            raise ValueError(message)
+    labels = np.full(len(obs), None, dtype=object)
+    labels[~missing] = np.array([*joined, None], dtype=object)[inverse.reshape(-1)]
+    return pd.Series(labels, index=obs.index, dtype=object)
 
 
 def check_keys(obs: pd.DataFrame, keys: Sequence[str]) -> None:
@@ -278,17 +288,29 @@ def _sorted(parts: list[np.ndarray]) -> np.ndarray:
     return np.sort(np.concatenate(parts)) if parts else np.empty(0, dtype=int)
 
 
-def constant_columns(obs: pd.DataFrame, codes: np.ndarray, n: int, keys: list[str]) -> pd.DataFrame:
-    """One row for each population with the columns that are constant in all of them."""
+def constant_columns(table: CellTable, rows: np.ndarray, codes: np.ndarray, n: int, keys: list[str]) -> pd.DataFrame:
+    """One row for each population with the columns that are constant in all of them.
+
+    Parameters
+    ----------
+    table
+        Cells.
+    rows, codes
+        Cells that form the populations, and the population of each, negative for none.
+    n
+        Number of populations.
+    keys
+        Columns that are kept whatever they hold.
+    """
     assigned = codes >= 0
-    obs, codes = obs.iloc[assigned], codes[assigned]
+    rows, codes = rows[assigned], codes[assigned]
     first = np.full(n, -1)
     first[codes[::-1]] = np.arange(len(codes))[::-1]
     columns = {}
-    for name in obs.columns:
-        if str(name).startswith(SCVI_PREFIX):
+    for name in table.columns:
+        if name.startswith(SCVI_PREFIX):
             continue
-        values = obs[name]
+        values = table.column(name).iloc[rows]
         try:
             numbers = pd.factorize(values)[0]  # missing values are one value of their own, -1
         except TypeError:  # lists and the like cannot be compared

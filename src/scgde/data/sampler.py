@@ -95,19 +95,36 @@ class PopulationSampler:
         return sum(len(g) for g in self._groups.values())
 
     def __len__(self) -> int:
-        """Batches in an epoch: about one pass over populations and over cells, whichever is longer."""
-        by_population = len(self.populations) / self.populations_per_batch
-        by_cell = self.n_cells / (self.populations_per_batch * self.cells_per_population)
-        return max(int(np.ceil(max(by_population, by_cell))), 1)
+        """Batches in an epoch of one process."""
+        return self.n_batches()
 
-    def epoch(self, epoch: int) -> list[SetBatch]:
-        """All batches of an epoch."""
+    def n_batches(self, world_size: int = 1) -> int:
+        """Batches of each process in an epoch: about one pass over populations and over cells, whichever is longer."""
+        return max(int(np.ceil(max(self._passes(world_size)))), 1)
+
+    def _passes(self, world_size: int) -> tuple[float, float]:
+        """Batches that hold all populations once, and all cells."""
+        together = self.populations_per_batch * world_size
+        return len(self.populations) / together, self.n_cells / (together * self.cells_per_population)
+
+    def epoch(self, epoch: int, rank: int = 0, world_size: int = 1) -> list[SetBatch]:
+        """All batches of an epoch.
+
+        Of several processes each takes other populations, as many batches of them as the others.
+        """
         rng = np.random.default_rng([self.seed, epoch])
-        n_needed = len(self) * self.populations_per_batch
+        n_batches = self.n_batches(world_size)
+        n_needed = n_batches * self.populations_per_batch * world_size
         passes = int(np.ceil(n_needed / len(self.populations)))
         queue = np.concatenate([rng.permutation(self.populations) for _ in range(passes)])[:n_needed]
-        # with few populations one batch holds a population several times over, each time with other cells or mixtures
-        return [self._draw(chunk, rng) for chunk in queue.reshape(len(self), -1)]
+        if world_size == 1:
+            # with few populations one batch holds a population several times over, each time with other cells or mixtures
+            return [self._draw(chunk, rng) for chunk in queue.reshape(n_batches, -1)]
+        by_population, by_cell = self._passes(world_size)
+        if by_population >= by_cell and len(self.populations) >= n_batches * world_size:
+            queue = queue[: len(self.populations)]
+        rng = np.random.default_rng([self.seed, epoch, rank])
+        return [self._draw(chunk, rng) for chunk in np.array_split(queue, n_batches * world_size)[rank::world_size]]
 
     def _draw(self, populations: np.ndarray, rng: np.random.Generator) -> SetBatch:
         rows, sources, weights = [], [], []

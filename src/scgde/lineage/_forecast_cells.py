@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from scgde._constants import LABEL_SEPARATOR, OWN_PREFIX, PREDICTED
-from scgde._model_embedding import trained_cells
+from scgde._identity import trained_cells
 from scgde.data.populations import column_labels, population_labels
 from scgde.generation import RowContexts
 from scgde.inference import coordinate_names

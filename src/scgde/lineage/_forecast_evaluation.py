@@ -9,7 +9,7 @@ import pandas as pd
 from scipy.spatial import cKDTree
 
 from scgde._constants import OWN_PREFIX
-from scgde._model_embedding import trained_cells
+from scgde._identity import trained_cells
 from scgde.lineage._forecast_cells import cells_by_lineage, training_cells
 from scgde.perturbation.metrics import energy_distance
 from scgde.perturbation.space import ExpressionSpace

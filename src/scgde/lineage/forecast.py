@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import numpy as np
 import pandas as pd
 
+from scgde._identity import trained_cells
 from scgde._model_decoding import check_count
-from scgde._model_embedding import trained_cells
 from scgde.data.populations import as_keys, as_label, population_labels
 from scgde.inference import coordinate_names
 from scgde.lineage._forecast_cells import Forecast, generated_cells, matched_cells, moved_cells, name_cells

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from anndata import AnnData
 
-from scgde._model_embedding import trained_cells
+from scgde._identity import trained_cells
 from scgde.data.populations import as_label
 from scgde.perturbation._base import PredictorBase
 from scgde.perturbation._cells import MIN_REPLICATES, SourceCells
@@ -68,7 +68,7 @@ class SourcesMixin(PredictorBase):
         return SourceCells(name, z, variance, self.model.adata, rows[used[rows]], is_own=True)
 
     def _used_cells(self) -> np.ndarray:
-        """See :func:`scgde._model_embedding.trained_cells`."""
+        """See :func:`scgde._identity.trained_cells`."""
         return trained_cells(self.model)
 
     def _with_population_columns(self, adata: AnnData, context: str | None) -> AnnData:

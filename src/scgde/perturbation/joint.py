@@ -91,10 +91,10 @@ class PredictableShifts(nn.Module):
         ValueError
             If no population is a control, a column varies within populations, or no perturbation has features.
         """
-        obs = constant_columns(table.obs, table.codes, len(table.labels), [])
+        obs = constant_columns(table, np.arange(table.n_cells), table.codes, len(table.labels), [])
         for argument in ("perturbation_key", "context_key"):
             key = getattr(self, argument)
-            if key is not None and key in table.obs and key not in obs:
+            if key is not None and key in table.columns and key not in obs:
                 message = f"{argument}={key!r} varies within populations: cross it into population_key."
                 raise ValueError(message)
         pairs = describe(obs, self.perturbation_key, self.context_key, None, None, self.control, "obs")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 
 from scgde.data.populations import as_label
 from scgde.generation import find_labels
+from scgde.inference import encode_cells
 from scgde.uncertainty import adjust_p_values, permutation_test, spread_vectors
 
 if TYPE_CHECKING:
@@ -18,6 +20,9 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
     from scgde import GDEModel
+
+KEPT_POPULATIONS = 64
+"""Populations whose latents are kept from pair to pair."""
 
 
 def test_populations(
@@ -101,13 +106,18 @@ def test_populations(
         message = f"n_permutations={n_permutations!r} must be a positive integer."
         raise ValueError(message)
     adjust_p_values(np.empty(0), correction)
-    table, rows, embedding, u = model._embed(adata, None, None)
+    table, rows, embedding = model._embed(adata, None, None, keep_cells=False)
     pairs = _pairs(source, target, control, embedding.labels)
     block = None if block_key is None else _blocks(table.obs.iloc[rows], block_key)
     members = {k: np.flatnonzero(embedding.codes == k) for k in np.unique(pairs)}
     noise = np.square(embedding.standard_error.astype(np.float64)).sum(1)
     encoder, device = model.module.set_encoder, model.module.device
     streams = model._randomness(seed)[0].spawn(len(pairs))
+
+    @lru_cache(maxsize=KEPT_POPULATIONS)  # a control is in many pairs
+    def latents(k: int) -> torch.Tensor:
+        return encode_cells(model.module, table, rows[members[k]])[0].to(device)
+
     records = []
     for (i, j), rng in zip(pairs, streams, strict=True):
         squared = float(np.square(embedding.z[i].astype(np.float64) - embedding.z[j]).sum() - noise[i] - noise[j])
@@ -116,7 +126,7 @@ def test_populations(
         if min(embedding.n_cells[i], embedding.n_cells[j]) > 1:
             together = torch.zeros(len(union), dtype=torch.long, device=device)
             with torch.no_grad():
-                _, psi = encoder.influence(u[torch.from_numpy(union)].to(device), together, 1)
+                _, psi = encoder.influence(torch.cat([latents(i), latents(j)]), together, 1)
             blocks = None if block is None else block[union]
             statistic, p_value = permutation_test(
                 spread_vectors(psi.cpu().numpy(), blocks),

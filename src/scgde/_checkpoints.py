@@ -1,0 +1,133 @@
+"""Checkpoints that interrupted training goes on from, to the same result."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import lightning.pytorch as pl
+import pandas as pd
+import torch
+from scvi.train import Trainer, TrainRunner
+
+if TYPE_CHECKING:
+    from scgde.training import GDETrainingPlan
+
+NAME = "training.ckpt"
+"""Name of the file in the folder of checkpoints."""
+
+_RUN = "scgde_run"
+"""Key of what the callback adds to a checkpoint."""
+
+
+class ResumePoint(pl.Callback):
+    """Write where training is to a file, every so many steps.
+
+    The file is replaced as a whole: whenever the process ends, the folder holds one that is complete.
+
+    Parameters
+    ----------
+    folder
+        Where the file is written.
+    every
+        Steps from one to the next.
+    settings
+        What has to be the same for a run that goes on from the file.
+    """
+
+    def __init__(self, folder: str | os.PathLike, every: int, settings: dict[str, Any]) -> None:
+        self.path = Path(folder) / NAME
+        self.every = every
+        self.settings = settings
+
+    def on_train_batch_end(self, trainer: pl.Trainer, plan: GDETrainingPlan, *args: Any) -> None:  # type: ignore[override]
+        # after the last batch of an epoch Lightning still has to validate and to end it: the next batch will do
+        if trainer.global_step % self.every == 0 and not trainer.is_last_batch:
+            self.save(trainer)
+
+    def save(self, trainer: pl.Trainer) -> None:
+        """Write the file."""
+        partial = self.path.with_suffix(f".{os.getpid()}.partial")
+        try:
+            trainer.save_checkpoint(partial, weights_only=False)
+            if trainer.is_global_zero:
+                os.replace(partial, self.path)
+        except OSError as error:
+            message = (
+                f"The checkpoint {str(self.path)!r} could not be written ({error}); the one before, if any, is as it was. Make room, and "
+                "call train() with the same arguments to go on."
+            )
+            raise OSError(message) from error
+        finally:
+            if trainer.is_global_zero:
+                partial.unlink(missing_ok=True)
+
+    def on_save_checkpoint(self, trainer: pl.Trainer, plan: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+        data = getattr(getattr(trainer.logger, "experiment", None), "data", None) or {}
+        history = {
+            name: {"index": frame.index.tolist(), "values": frame[name].tolist(), "axis": frame.index.name}
+            for name, frame in data.items()
+        }
+        checkpoint[_RUN] = {"settings": self.settings, "history": history}
+
+    def on_load_checkpoint(self, trainer: pl.Trainer, plan: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+        data = getattr(getattr(trainer.logger, "experiment", None), "data", None)
+        if data is None:
+            return
+        for name, values in checkpoint[_RUN]["history"].items():
+            index = pd.Index(values["index"], name=values["axis"])
+            data[name] = pd.DataFrame({name: values["values"]}, index=index, dtype=object)
+
+
+class CarefulTrainer(Trainer):
+    """Trainer that runs nothing that a checkpoint may hold."""
+
+    def fit(self, *args: Any, **kwargs: Any) -> Any:
+        """Fit the model."""
+        # releases without the option are covered by find_checkpoint, which reads the file in that way before
+        if "weights_only" in inspect.signature(pl.Trainer.fit).parameters:
+            kwargs["weights_only"] = True
+        return super().fit(*args, **kwargs)
+
+
+class CarefulRunner(TrainRunner):
+    """Runner with such a trainer."""
+
+    _trainer_cls = CarefulTrainer
+
+
+def find_checkpoint(folder: str | os.PathLike) -> dict[str, Any] | None:
+    """Settings of the run whose checkpoint is in a folder; None if there is none. Nothing in the file is run.
+
+    Raises
+    ------
+    ValueError
+        If the file cannot be read or holds anything but plain types.
+    """
+    path = Path(folder) / NAME
+    if not path.exists():
+        return None
+    try:
+        # all of it is read once with restrictions, before Lightning reads it
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        return content[_RUN]["settings"]
+    except Exception as error:
+        message = (
+            f"The checkpoint {str(path)!r} cannot be read ({type(error).__name__}); delete it to train from the start."
+        )
+        raise ValueError(message) from error
+
+
+def check_settings(saved: dict[str, Any], now: dict[str, Any], folder: str | os.PathLike) -> None:
+    """Raise unless a run has the settings of the one that it would go on from."""
+    different = [
+        f"{name} was {saved.get(name)!r} and is {value!r}" for name, value in now.items() if saved.get(name) != value
+    ]
+    if different:
+        message = (
+            f"The checkpoint in {os.fspath(folder)!r} is of another run: {'; '.join(different)}. Call train() as then, or name another "
+            "folder."
+        )
+        raise ValueError(message)

@@ -1,0 +1,39 @@
+"""Which cells a model was trained on."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from scgde.data.streaming import StreamedCells
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+
+def fingerprint(cells: AnnData | StreamedCells) -> str:
+    """Digest of the names of cells in their order."""
+    if isinstance(cells, StreamedCells):
+        return cells.names
+    names = cells.obs_names
+    return hashlib.sha256("\n".join(names.astype(str)).encode()).hexdigest()
+
+
+def trained_cells(model: Any) -> np.ndarray:
+    """Cells of a model's AnnData that trained or validated it, sorted.
+
+    Raises
+    ------
+    ValueError
+        If other cells are attached, or in another order.
+    """
+    assert model.adata is not None
+    if fingerprint(model.adata) != model.cells_:
+        message = (
+            "The model's AnnData holds other cells than it was trained on, or in another order, so that it cannot be told which "
+            "cells were held out. Load the model with the AnnData of training, or a saved predictor."
+        )
+        raise ValueError(message)
+    return np.sort(np.concatenate([model.train_indices_, model.validation_indices_])).astype(np.int64)

@@ -1,0 +1,139 @@
+"""Training that is interrupted goes on to the result it would have had."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import lightning.pytorch as pl
+import pytest
+import torch
+
+import scgde
+
+LIGHTNING = {"accelerator": "cpu", "enable_progress_bar": False}
+SMALL = {"n_latent": 4, "n_embedding": 6, "n_hidden": 16}
+EPOCHS = 12
+
+SCRIPT = """
+    import os, signal, sys
+    import lightning.pytorch as pl
+    import scgde
+
+    class Kill(pl.Callback):
+        def on_train_batch_end(self, trainer, *args):
+            if trainer.global_step == int(sys.argv[3]):
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    model = scgde.GDEModel(scgde.GDEModel.setup_zarr(sys.argv[1]), n_latent=4, n_embedding=6, n_hidden=16)
+    model.train({epochs}, seed=3, checkpoint_dir=sys.argv[2], checkpoint_every=4, callbacks=[Kill()], early_stopping=True,
+                batch_size=32, populations_per_batch=4, accelerator="cpu", enable_progress_bar=False)
+"""
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory, make_cells):
+    path = tmp_path_factory.mktemp("resume") / "cells.zarr"
+    scgde.pp.write_populations(make_cells(14, sizes=(5, 40)), path, progress=False)
+    return path
+
+
+def trained(store, **options):
+    model = scgde.GDEModel(scgde.GDEModel.setup_zarr(store), **SMALL)
+    batches = {"batch_size": 32, "populations_per_batch": 4}
+    model.train(EPOCHS, **{"seed": 3, "early_stopping": True} | batches | LIGHTNING | options)
+    return model
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(store):
+    return trained(store)
+
+
+def killed(store, folder, step):
+    """Run training in another process that is killed after a step."""
+    script = textwrap.dedent(SCRIPT).format(epochs=EPOCHS)
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(store), str(folder), str(step)],
+        env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
+        capture_output=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr.decode()[-2000:]
+
+
+def test_training_killed_in_both_phases_ends_with_the_same_parameters(store, uninterrupted, tmp_path):
+    steps = uninterrupted.trainer.global_step
+    # in the middle of an epoch of the cell phase, and one of the population phase
+    for step in (14, steps - 5):
+        killed(store, tmp_path, step)
+    assert [p.name for p in tmp_path.iterdir()] == ["training.ckpt"]
+    model = trained(store, checkpoint_dir=tmp_path, checkpoint_every=4)
+    assert model.trainer.global_step == steps
+    for name, value in uninterrupted.module.state_dict().items():
+        torch.testing.assert_close(model.module.state_dict()[name], value, rtol=0, atol=0)
+    for name in ("train_loss", "elbo_validation"):
+        mine, theirs = model.history[name][name].tolist(), uninterrupted.history[name][name].tolist()
+        assert mine == theirs
+
+
+def test_checkpoints_change_nothing(store, uninterrupted, tmp_path):
+    model = trained(store, checkpoint_dir=tmp_path / "new", checkpoint_every=1)
+    for name, value in uninterrupted.module.state_dict().items():
+        torch.testing.assert_close(model.module.state_dict()[name], value, rtol=0, atol=0)
+
+
+def test_a_checkpoint_of_another_run_is_refused_and_says_what_differs(store, tmp_path):
+    trained(store, checkpoint_dir=tmp_path, checkpoint_every=3)
+    with pytest.raises(ValueError, match="seed was 3 and is 4"):
+        trained(store, checkpoint_dir=tmp_path, seed=4)
+    with pytest.raises(ValueError, match="batch_size was 32 and is 16"):
+        trained(store, checkpoint_dir=tmp_path, batch_size=16)
+
+
+def test_without_a_seed_that_of_the_checkpoint_is_used(store, tmp_path):
+    trained(store, checkpoint_dir=tmp_path, checkpoint_every=3)
+    assert trained(store, checkpoint_dir=tmp_path, seed=None).seed_ == 3
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", "code"])
+def test_a_damaged_checkpoint_is_refused_and_none_of_it_is_run(store, tmp_path, content):
+    path = tmp_path / "training.ckpt"
+    if content == "code":
+        torch.save({"scgde_run": Evil(tmp_path / "ran")}, path)
+    else:
+        path.write_bytes(content)
+    with pytest.raises(ValueError, match="delete it"):
+        trained(store, checkpoint_dir=tmp_path)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_full_disk_leaves_the_checkpoint_before_to_go_on_from(store, uninterrupted, tmp_path, monkeypatch):
+    write, calls = pl.Trainer.save_checkpoint, []
+
+    def full_at_the_third(self, path, **options):
+        calls.append(path)
+        if len(calls) == 3:
+            path.write_bytes(b"half")
+            raise OSError(28, "No space left on device")
+        write(self, path, **options)
+
+    monkeypatch.setattr(pl.Trainer, "save_checkpoint", full_at_the_third)
+    with pytest.raises(OSError, match="Make room"):
+        trained(store, checkpoint_dir=tmp_path, checkpoint_every=4)
+    assert [p.name for p in tmp_path.iterdir()] == ["training.ckpt"]
+    model = trained(store, checkpoint_dir=tmp_path, checkpoint_every=4)
+    for name, value in uninterrupted.module.state_dict().items():
+        torch.testing.assert_close(model.module.state_dict()[name], value, rtol=0, atol=0)
+
+
+class Evil:
+    """An object that writes a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (str(self.path), "w"))
