@@ -14,6 +14,7 @@ from anndata import AnnData
 from scgde import ot
 from scgde._constants import OWN_PREFIX
 from scgde._identity import fingerprint
+from scgde._model_writing import WritingMixin, population_frame
 from scgde.data import CellTable, cell_table
 from scgde.data.cells import check_counts, subset_codes
 from scgde.data.populations import as_label, constant_columns
@@ -24,14 +25,14 @@ from scgde.observations import COUNT_LIKELIHOODS
 from scgde.uncertainty import corrected_distances, distance_and_error
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from scgde.module import GDEModule
 
 logger = logging.getLogger(__name__)
 
 
-class EmbeddingMixin:
+class EmbeddingMixin(WritingMixin):
     """Everything that is read off cells and populations; getters write nothing."""
 
     registry_: dict
@@ -75,7 +76,7 @@ class EmbeddingMixin:
         batch_size: int | None,
         *,
         vectors: bool = True,
-        keep_cells: bool = True,
+        keep_cells: bool | Callable[[np.ndarray, torch.Tensor], None] = True,
     ) -> tuple[CellTable, np.ndarray, Embedding]:
         """Embed populations, of cells that are encoded as many at a time as an encoder's pass takes."""
         self._require_trained()
@@ -132,7 +133,7 @@ class EmbeddingMixin:
             Cells per pass.
         """
         _, _, embedding = self._embed(adata, indices, batch_size, vectors=False)
-        return _frame(embedding.z, embedding.labels)
+        return population_frame(embedding.z, embedding.labels)
 
     def get_population_standard_error(
         self, adata: AnnData | None = None, *, indices: Sequence[int] | None = None, batch_size: int | None = None
@@ -149,7 +150,7 @@ class EmbeddingMixin:
             See :meth:`get_population_embedding`.
         """
         _, _, embedding = self._embed(adata, indices, batch_size, keep_cells=False)
-        return _frame(embedding.standard_error, embedding.labels)
+        return population_frame(embedding.standard_error, embedding.labels)
 
     def get_cell_embedding(
         self, adata: AnnData | None = None, *, indices: Sequence[int] | None = None, batch_size: int | None = None
@@ -313,47 +314,6 @@ class EmbeddingMixin:
         embedding = embed(self.module.set_encoder, u, np.zeros(len(rows), dtype=np.int64), ["cells"], None)
         return embedding.z[0].astype(np.float64), np.square(embedding.standard_error[0].astype(np.float64))
 
-    def embed_populations(self, adata: AnnData | None = None, key_added: str = "gde") -> None:
-        """Write embeddings to an AnnData; the only method that writes.
-
-        Parameters
-        ----------
-        adata
-            AnnData to embed and write to; the model's own by default.
-        key_added
-            Name in all keys.
-
-        Returns
-        -------
-        None. Sets, for ``key_added="gde"``, overwriting only these:
-
-        ``obsm["X_gde"]``
-            Per-cell vectors; see :meth:`get_cell_embedding`.
-        ``obsm["X_gde_population"]``
-            Each cell's population's embedding; NaN for cells in none.
-        ``uns["gde"]``
-            ``populations`` and ``standard_error`` (populations x n_embedding), ``n_cells`` (in the order of
-            ``populations``) and ``params``.
-        """
-        target = self.adata if adata is None else adata
-        if target is not None and target.is_view:
-            message = "adata is a view; results would be written to a copy. Copy it first: `adata = adata.copy()`."
-            raise ValueError(message)
-        _, _, embedding = self._embed(adata, None, None)
-        assert target is not None
-        loose = embedding.codes < 0
-        if loose.any():
-            logger.info(f"{loose.sum()} of {len(loose)} cells are in no population: NaN in X_{key_added}_population.")
-        broadcast = np.where(loose[:, None], np.nan, embedding.z[embedding.codes]).astype(np.float32)
-        target.obsm[f"X_{key_added}"] = embedding.cells
-        target.obsm[f"X_{key_added}_population"] = broadcast
-        target.uns[key_added] = {
-            "populations": _frame(embedding.z, embedding.labels),
-            "standard_error": _frame(embedding.standard_error, embedding.labels),
-            "n_cells": embedding.n_cells,
-            "params": self._parameters(),
-        }
-
     def _population_keys(self) -> list[str]:
         return list(self.registry_["field_registries"]["population"]["state_registry"]["keys"])
 
@@ -386,12 +346,6 @@ class EmbeddingMixin:
         # a population with any training cell was trained on
         first = np.where(counts[:, 0] > 0, 0, counts.argmax(1))
         return [("train", "validation", "test", "query")[i] for i in first]
-
-
-def _frame(values: np.ndarray, labels: list[str]) -> pd.DataFrame:
-    return pd.DataFrame(
-        values, index=pd.Index(labels, name="population", dtype=str), columns=coordinate_names(values.shape[1])
-    )
 
 
 def _euclidean(z: np.ndarray) -> np.ndarray:

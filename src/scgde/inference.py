@@ -89,7 +89,7 @@ def embed(
     reference: Tensor | None,
     *,
     vectors: bool = True,
-    keep_cells: bool = True,
+    keep_cells: bool | Callable[[np.ndarray, Tensor], None] = True,
 ) -> Embedding:
     r"""Embed ragged sets with per-cell vectors and standard errors by the (infinitesimal) jackknife.
 
@@ -117,7 +117,8 @@ def embed(
         Whether vectors of cells and standard errors are wanted. Without them the same ``z`` takes a fraction of the time for
         encoders that pool more than once; ``cells`` has no rows and ``standard_error`` is missing.
     keep_cells
-        Whether vectors of cells are kept, which are as many numbers as cells times coordinates.
+        Whether vectors of cells are kept, which are as many numbers as cells times coordinates; or a function that is given some
+        cells and their vectors as they come.
     """
     latents = u if callable(u) else lambda members: u[torch.from_numpy(members)]
     present, dense = np.unique(codes, return_inverse=True)
@@ -125,8 +126,15 @@ def embed(
         present, dense = present[1:], dense - 1
     sizes = np.bincount(dense[dense >= 0], minlength=len(present))
     width = encoder.n_embedding
-    keep_cells = keep_cells and vectors
-    cells = torch.zeros((len(codes) if keep_cells else 0, width), dtype=torch.float64)
+    kept = vectors and keep_cells is True
+    cells = torch.zeros((len(codes) if kept else 0, width), dtype=torch.float64)
+
+    def keep(members: np.ndarray, own: Tensor) -> None:
+        if kept:
+            cells[torch.from_numpy(members)] = own
+        elif callable(keep_cells):
+            keep_cells(members, own)
+
     z = torch.zeros((len(present), width), dtype=torch.float64)
     variance = torch.full((len(present), width), torch.nan, dtype=torch.float64)
 
@@ -138,21 +146,21 @@ def embed(
         # whole populations, as many as fit a pass
         stop = max(int(np.searchsorted(starts, starts[group] + _CELLS_PER_PASS, side="right")) - 1, group + 1)
         members = order[starts[group] : starts[stop]]
-        rows, segment = torch.from_numpy(members), torch.from_numpy(dense[members] - group)
+        segment = torch.from_numpy(dense[members] - group)
         own = cell_vectors(encoder, latents(members), segment, stop - group, influences=vectors)
         n = torch.from_numpy(sizes[group:stop]).double()[:, None]
         mean = torch.zeros((stop - group, width), dtype=torch.float64).index_add_(0, segment, own) / n
         z[group:stop] = mean
-        if keep_cells:
-            cells[rows] = own
         if vectors:
+            keep(members, own)
             square = torch.zeros_like(mean).index_add_(0, segment, (own - mean[segment]).square())
             variance[group:stop] = torch.where(n > 1, square / (n * (n - 1).clamp_min(1)), torch.nan)
         group = stop
 
     loose = np.flatnonzero(dense < 0)
-    if keep_cells and len(loose) and reference is not None:
-        cells[torch.from_numpy(loose)] = added_influence(encoder, reference, latents(loose))
+    if vectors and keep_cells and len(loose) and reference is not None:
+        for part in np.array_split(loose, len(loose) // _CELLS_PER_PASS + 1):
+            keep(part, added_influence(encoder, reference, latents(part)))
     return Embedding(
         labels=[labels[c] for c in present],
         codes=dense,

@@ -294,3 +294,40 @@ def test_rows_that_are_no_counts_are_modelled_as_continuous(in_memory, tmp_path)
     assert model.gene_likelihood_ == "normal"
     model.train(2, seed=0, **LIGHTNING)
     assert np.isfinite(model.get_population_embedding().to_numpy()).all()
+
+
+# ------------------------------------------------------------------ writing
+
+
+def test_embeddings_are_written_to_the_folder_and_replaced(trained, copy):
+    model = trained[0]
+    model.embed_populations(copy)
+    first = ad.read_zarr(copy)
+    np.testing.assert_allclose(first.obsm["X_gde"], model.get_cell_embedding(copy), rtol=1e-5, atol=1e-5)
+    broadcast, codes = first.obsm["X_gde_population"], model._table(copy).codes
+    assert np.isnan(broadcast[codes < 0]).all() and np.isfinite(first.obsm["X_gde"]).all()
+    embedding = model.get_population_embedding(copy)
+    np.testing.assert_allclose(broadcast[codes >= 0], embedding.to_numpy()[codes[codes >= 0]], rtol=1e-5)
+    pd.testing.assert_frame_equal(first.uns["gde"]["populations"], embedding, check_names=False)
+    assert first.uns["gde"]["params"]["n_embedding"] == 6
+    place = (copy / "obsm" / "X_gde").stat().st_ino
+    trained[0].embed_populations(str(copy))
+    assert (copy / "obsm" / "X_gde").stat().st_ino != place
+    np.testing.assert_array_equal(ad.read_zarr(copy).obsm["X_gde"], first.obsm["X_gde"])
+    assert [p.name for p in copy.parent.iterdir()] == [copy.name]
+    # the folder still is one that can be trained on
+    scgde.GDEModel.setup_zarr(copy)
+
+
+def test_what_is_interrupted_leaves_the_folder_as_it_was(trained, copy, monkeypatch):
+    trained[0].embed_populations(copy)
+    before = ad.read_zarr(copy).obsm["X_gde"]
+
+    def full(self, rows, vectors):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("scgde.data.embedding_store.EmbeddingStore.put", full)
+    with pytest.raises(OSError, match="No space"):
+        trained[0].embed_populations(copy)
+    np.testing.assert_array_equal(ad.read_zarr(copy).obsm["X_gde"], before)
+    assert [p.name for p in copy.parent.iterdir()] == [copy.name]

@@ -1,0 +1,228 @@
+"""Cells on disk: rates beside memory, peak memory, embedding of atlases, distances, two processes, and cost against every size.
+
+Each measurement is a process of its own (``_scale_worker.py``), on one thread; rates that are compared are measured by turns. Atlases are
+simulated and kept in ``--folder`` (4 GB for all parts).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from _atlas import AtlasLaw, atlas_pieces, write_pieces
+from _common import options, report
+
+import scgde
+from scgde import ot
+
+CELLS_PER_PIECE = 50_000
+MEMORY_BAR, RATE_BAR = 2.0, 0.8
+
+
+def store(folder: Path, n_populations: int, each: int, n_genes: int = 2000, contexts: int = 0) -> Path:
+    """An atlas on disk, written once."""
+    name = f"{'screen' if contexts else 'atlas'}_{n_populations}x{each}_{n_genes}"
+    path = folder / f"{name}.zarr"
+    if not path.exists():
+        start = time.process_time()
+        law = AtlasLaw(n_genes)
+        n_pieces = max(n_populations * each // CELLS_PER_PIECE, 1)
+        pieces = write_pieces(folder / name, atlas_pieces(law, n_populations, each, n_pieces, contexts=contexts))
+        simulated, again = time.process_time() - start, time.process_time()
+        scgde.pp.write_populations(
+            pieces, path, ["perturbation", "context"] if contexts else "population", progress=False
+        )
+        written = time.process_time() - again
+        print(f"{name}: simulated in {simulated:.0f} CPU s, written sorted in {written:.0f} CPU s", flush=True)
+        for piece in pieces:
+            piece.unlink()
+    return path
+
+
+def measure(path: Path, *arguments: str, processes: int = 1, timeout: int = 7200) -> dict:
+    """Result of one measurement in a process of its own, and what it starts."""
+    command = [sys.executable, str(Path(__file__).parent / "_scale_worker.py"), str(path), *map(str, arguments)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
+    with tempfile.TemporaryDirectory() as work, tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, env=environment, cwd=work)
+        try:
+            process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+        log.seek(0)
+        output = log.read().decode(errors="replace")
+    lines = [line for line in output.splitlines() if line.startswith("RESULT ")]
+    if not lines:
+        raise RuntimeError(output[-3000:])
+    return json.loads(lines[0].removeprefix("RESULT "))
+
+
+def streaming(arguments, folder: Path) -> None:
+    """Step rates of training from disk over those from memory, by turns."""
+    path, rows = store(folder, 5000, 200), []
+    for turn in range(arguments.turns):
+        for place in ("disk", "memory"):
+            options = ("--batches", arguments.batches, "--max-epochs", 4, *(("--memory",) if place == "memory" else ()))
+            rows.append({"turn": turn, "place": place, **measure(path, *options)})
+            print(rows[-1], flush=True)
+    table = pd.DataFrame(rows)
+    wide = table.pivot_table(index="turn", columns="place", values=["cells_step_ms", "sets_step_ms"])
+    ratios = {
+        phase: wide[f"{phase}_step_ms"]["memory"] / wide[f"{phase}_step_ms"]["disk"] for phase in ("cells", "sets")
+    }
+    facts = {
+        f"{phase}: rate from disk over rate from memory": f"{r.median():.3f} [{r.min():.3f}, {r.max():.3f}]"
+        for phase, r in ratios.items()
+    }
+    summary = table.groupby("place", sort=False)[
+        ["cells_per_cpu_s", "sets_per_cpu_s", "cells_step_ms", "sets_step_ms", "peak_gb"]
+    ].median()
+    report("scale_streaming", summary.reset_index(), arguments, **facts, bar=f"at least {RATE_BAR}")
+
+
+def memory(arguments, folder: Path) -> None:
+    """Whole training and embedding of a million and of two million cells."""
+    rows = []
+    for each in (200, 400):
+        path = store(folder, 5000, each)
+        kept = folder / f"model_{each}"
+        trained = measure(path, "--model", kept)
+        embedded = measure(path, "--task", "embed", "--model", kept)
+        rows.append({
+            "cells": trained["n_cells"], "train CPU s": trained["cpu_s"], "cells per CPU s": trained["cells_per_cpu_s"],
+            "train peak GB": trained["peak_gb"], "embed CPU s": embedded["with_errors_cpu_s"], "of it reading": embedded["reading_cpu_s"],
+            "embed peak GB": embedded["peak_gb"],
+        })  # fmt: skip
+        print(rows[-1], flush=True)
+    table = pd.DataFrame(rows)
+    growth = {
+        name: f"{table[name].iloc[1] / table[name].iloc[0] - 1:+.3f}" for name in ("train peak GB", "embed peak GB")
+    }
+    report(
+        "scale_memory",
+        table,
+        arguments,
+        growth=growth,
+        bars=f"peak {MEMORY_BAR} GB, growth 0.1, embedding 60 CPU s and reading",
+    )
+
+
+def screen(arguments, folder: Path) -> None:
+    """A screen of 1,000 perturbations in two contexts on disk, trained on and predicted from."""
+    path, keys = store(folder, 2000, 250, contexts=2), ("--keys", "perturbation", "context")
+    kept = folder / "model_screen"
+    trained = measure(path, *keys, "--model", kept)
+    predicted = measure(path, *keys, "--task", "predict", "--model", kept)
+    row = {"cells": trained["n_cells"], "train CPU s": trained["cpu_s"], "train peak GB": trained["peak_gb"]}
+    row |= {name: predicted[name] for name in ("fit_cpu_s", "predict_cpu_s", "predicted_cells")} | {
+        "predict peak GB": predicted["peak_gb"]
+    }
+    report("scale_screen", pd.DataFrame([row]), arguments)
+
+
+def distances(arguments, folder: Path) -> None:
+    """All distances between 5,000 populations, beside exact transport on a sample of pairs."""
+    rng = np.random.default_rng(0)
+    z = rng.normal(size=(5000, 64))
+    start = time.process_time()
+    from scgde._model_embedding import _euclidean
+
+    _euclidean(z)
+    ours = time.process_time() - start
+    clouds = rng.normal(size=(40, 200, 20)) + rng.normal(size=(40, 1, 20))
+    start = time.process_time()
+    for i in range(0, 40, 2):
+        ot.wasserstein(clouds[i], clouds[i + 1])
+    pair = (time.process_time() - start) / 20
+    exact = pair * 5000 * 4999 / 2
+    table = pd.DataFrame(
+        [
+            {
+                "populations": 5000,
+                "scgde CPU s": ours,
+                "exact ms a pair": 1e3 * pair,
+                "exact CPU s": exact,
+                "times": exact / ours,
+            }
+        ]
+    )
+    known = folder / "scale_memory.json"
+    facts = {"embedding is not in it": "it takes what scale_memory says, once", "bar": "1000 times"}
+    report("scale_distances", table, arguments, **facts, **({"seen": str(known)} if known.exists() else {}))
+
+
+def processes(arguments, folder: Path) -> None:
+    """Two processes that train together beside one, by turns, one thread each."""
+    path, rows = store(folder, 1000, 200), []
+    for turn in range(arguments.turns):
+        for n in (1, 2):
+            rows.append(
+                {
+                    "turn": turn,
+                    "processes": n,
+                    **measure(path, "--devices", n, "--batches", arguments.batches, "--max-epochs", 4),
+                }
+            )
+            print(rows[-1], flush=True)
+    table = pd.DataFrame(rows)
+    facts = {}
+    for phase in ("cells", "sets"):
+        wide = table.pivot_table(index="turn", columns="processes", values=f"{phase}_per_s")
+        ratio = 2 * wide[2] / wide[1]
+        facts[f"{phase}: rate of two processes over that of one"] = (
+            f"{ratio.median():.2f} [{ratio.min():.2f}, {ratio.max():.2f}]"
+        )
+    summary = table.groupby("processes")[["cells_per_s", "sets_per_s"]].median().reset_index()
+    report("scale_processes", summary, arguments, **facts, bar="1.6", note="rates are of the first process alone")
+
+
+SIZES = {
+    "cells": [(500, 50, 1000), (500, 100, 1000), (500, 200, 1000), (500, 400, 1000)],
+    "populations": [(500, 100, 1000), (1000, 100, 1000), (2000, 100, 1000), (4000, 100, 1000)],
+    "genes": [(500, 100, 500), (500, 100, 1000), (500, 100, 2000), (500, 100, 4000)],
+}
+
+
+def slopes(arguments, folder: Path) -> None:
+    """CPU seconds of two epochs of each phase against cells, populations and genes, and the slope on logarithmic axes."""
+    rows, facts = [], {}
+    for what, sizes in SIZES.items():
+        for n_populations, each, n_genes in sizes:
+            path, kept = store(folder, n_populations, each, n_genes), folder / "model_slope"
+            trained = measure(path, "--model", kept, "--max-epochs", 4)
+            embedded = measure(path, "--task", "embed", "--model", kept)
+            size = {"cells": n_populations * each, "populations": n_populations, "genes": n_genes}[what]
+            rows.append({"against": what, "size": size, "populations": n_populations, "cells": n_populations * each, "genes": n_genes,
+                         "train CPU s": trained["cpu_s"], "embed CPU s": embedded["with_errors_cpu_s"]})  # fmt: skip
+            print(rows[-1], flush=True)
+        own = pd.DataFrame([r for r in rows if r["against"] == what])
+        for name in ("train CPU s", "embed CPU s"):
+            facts[f"{name} against {what}: slope"] = round(
+                float(np.polyfit(np.log(own["size"]), np.log(own[name]), 1)[0]), 3
+            )
+    report("scale_slopes", pd.DataFrame(rows), arguments, **facts, bar="at most 1.05")
+
+
+PARTS = {f.__name__: f for f in (streaming, memory, screen, distances, processes, slopes)}
+
+
+def main() -> None:
+    defaults = {"part": "all", "folder": "", "turns": 5, "batches": 150}
+    arguments = options(__doc__, **defaults)
+    folder = Path(arguments.folder or tempfile.gettempdir()) / "scgde_scale"
+    folder.mkdir(parents=True, exist_ok=True)
+    arguments.folder = ""  # no path of a machine in the results
+    for name in PARTS if arguments.part == "all" else arguments.part.split(","):
+        PARTS[name](arguments, folder)
+
+
+if __name__ == "__main__":
+    main()
