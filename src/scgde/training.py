@@ -245,8 +245,10 @@ class GDETrainingPlan(pl.LightningModule):
     def _set_step(
         self, batch: dict[str, Tensor], mode: str, noise: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor], int]:
-        # processes may have different numbers of batches to validate on, and must not wait for each other there
-        terms = self.module.population_loss(batch, noise, together=self._together and mode == "train")
+        # Roots of matrices, and small differences between embeddings, are not for half precision. Processes may have different
+        # numbers of batches to validate on, and must not wait for each other there.
+        with torch.autocast(self.device.type, enabled=False):
+            terms = self.module.population_loss(batch, noise, together=self._together and mode == "train")
         logs = {f"{mode}_loss": terms["loss"]}
         logs |= {f"{name}_{mode}": value for name, value in terms.items() if name != "loss"}
         loss, sources = terms["loss"], batch[BATCH_KEYS.SOURCES]

@@ -217,6 +217,19 @@ def test_perturbations_are_predicted_from_a_folder(tmp_path, make_cells):
     assert abs(mine.X.sum() / theirs.X.sum() - 1) < 0.02
 
 
+def test_a_folder_sorted_by_several_keys_can_be_used_by_the_first(tmp_path, make_cells):
+    adata = make_cells(12, sizes=(10, 20))
+    codes = pd.factorize(adata.obs["population"])[0]
+    adata.obs["drug"], adata.obs["donor"] = np.array(["a", "a-b", "c"])[codes % 3], np.array(["x", "y"])[codes // 3 % 2]
+    scgde.pp.write_populations(adata, tmp_path / "both.zarr", ["drug", "donor"], progress=False)
+    table = scgde.GDEModel(scgde.GDEModel.setup_zarr(tmp_path / "both.zarr", "drug"), **SMALL)._table()
+    assert table.labels == ["a", "a-b", "c"]
+    counts = adata.obs["drug"].value_counts()
+    assert np.bincount(table.codes).tolist() == [counts[label] for label in table.labels]
+    with pytest.raises(ValueError, match="do not lie together"):
+        scgde.GDEModel.setup_zarr(tmp_path / "both.zarr", "donor")
+
+
 # ------------------------------------------------------------------ bad input
 
 

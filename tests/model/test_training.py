@@ -366,3 +366,13 @@ def test_emergent_and_isometric_embeddings_follow_true_distances():
     d = model.get_population_distances().loc[labels, labels].to_numpy()
     pairs = np.triu_indices(len(d), 1)
     assert np.corrcoef(d[pairs], truth[pairs])[0, 1] > 0.9
+
+
+@pytest.mark.slow  # many processors have to imitate bfloat16
+def test_mixed_precision_trains_to_about_the_same_bound(make_cells, make_model, train):
+    bounds = []
+    for precision in ("32-true", "bf16-mixed"):
+        model = train(make_model(make_cells(8)), 6, precision=precision)
+        bounds.append(float(model.history["elbo_validation"].iloc[-1, 0]))
+        assert np.isfinite(model.get_population_embedding().to_numpy()).all()
+    assert bounds[0] != bounds[1] and abs(bounds[1] / bounds[0] - 1) < 0.01

@@ -270,7 +270,8 @@ class CountModel(ObservationModel):
         return F.linear(torch.cat([u, hidden], dim=1), weight, self.decoder_scale.bias)
 
     def log_likelihood(self, x: Tensor, u: Tensor, context: Context) -> Tensor:
-        logits = self._logits(u, context)
+        # counts of hundreds, and sums over thousands of genes, are not for half precision
+        logits = self._logits(u, context).to(self.centre.dtype)
         if self.gene_likelihood == "poisson":
             return poisson_log_likelihood(x, logits, context.library)
         group = context.batch[:, 0] if self.dispersion == "gene-batch" else None
