@@ -270,6 +270,31 @@ TITLES = {
         "Speed of sampling",
         "Latents, and cells of 2,000 genes as counts from labels to AnnData, beside one gamma and one Poisson variable for each entry; and 400 passes of a diffusion model in 5 dimensions. `throughput.py --part sampling`",
     ),
+    "scale_memory": (
+        "Atlases on disk",
+        "5,000 populations of 200 and of 400 cells, 2,000 genes; training of default length and embedding with standard errors, each in a process of its own, whose peak memory includes the "
+        "0.58 GB of Python with its libraries. `scale.py --part memory`",
+    ),
+    "scale_streaming": (
+        "Training from disk beside training in memory",
+        "A million cells, by turns in processes of their own; medians. `scale.py --part streaming`",
+    ),
+    "scale_screen": (
+        "A perturbation screen on disk",
+        "1,000 perturbations in two contexts, 500,000 cells; training, fit of the predictor and one prediction. `scale.py --part screen`",
+    ),
+    "scale_distances": (
+        "All distances between 5,000 populations",
+        "Of embeddings that are there, and exact transport between 200 cells of each in 20 dimensions, from 20 pairs. `scale.py --part distances`",
+    ),
+    "scale_processes": (
+        "Two processes that train together",
+        "Cells in batches of the first process for each second, one thread each, two cores; by turns. `scale.py --part processes`",
+    ),
+    "scale_slopes": (
+        "Cost against size",
+        "Four epochs (two of each phase) of training from disk and embedding with standard errors, in processes of their own. `scale.py --part slopes`",
+    ),
     "cell_phase": (
         "Passes over the cells",
         "Evidence bound of held-out cells (lower is better) by passes in training; `limit` is the package's own choice, and `run` what "

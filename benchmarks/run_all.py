@@ -24,6 +24,7 @@ RUNS = (
     ("perturbation_joint",),
     ("lineage", "--part", "all"),
     ("throughput",),
+    ("scale",),
     ("retrieval",),
     ("generation", "--n-latent", "10", "--sets", "tapseq,norman", "--name", "generation_latent10"),
     ("retrieval", "--peers", "0", "--n-latent", "10", "--sets", "papalexi,tapseq", "--name", "retrieval_latent10"),
