@@ -96,6 +96,8 @@ class GDEModule(LatentsMixin, BaseModuleClass):
         self.frame_inverse: Tensor | None = None
         self.frame_vectors: Tensor | None = None
         self.isometry_targets: IsometryTargets | None = None
+        # straight terms of whole populations, and the moments of the latent that they belong to
+        self._starts: tuple[PopulationMoments, Tensor] | None = None
 
     # ------------------------------------------------------------------ cells
 
@@ -253,24 +255,23 @@ class GDEModule(LatentsMixin, BaseModuleClass):
 
         Returns
         -------
-        ``loss`` and its terms (``generator``, ``moments``, ``isometry``), scalars.
+        ``loss`` and its terms (``generator``, and ``moments`` or ``isometry``), scalars.
         """
         assert self.embedding_moments is not None and self.frame_moments is not None
         mean, sd, segment = batch[BATCH_KEYS.U_MEAN], batch[BATCH_KEYS.U_SD], batch[BATCH_KEYS.SEGMENT]
         sources, weights = batch[BATCH_KEYS.SOURCES], batch[BATCH_KEYS.SOURCE_WEIGHTS]
         scored = batch.get(BATCH_KEYS.SCORED)
         encoded = slice(None) if scored is None else ~scored
-        sets = self._embed_training_sets(mean[encoded], segment[encoded], sources, weights)
+        whole = self._whole_populations(segment, sources, weights) if scored is None and self.training else None
+        sets = self._embed_training_sets(mean[encoded], segment[encoded], sources, weights, whole)
         z = sets.z
 
         target = self.frame_moments.mixtures(sources, weights)
         moments = z.new_zeros(())
         if self.has_skeleton and self.geometry == "emergent":
-            # the encoder learns to tell the law of the whole population from a part of it
+            # the encoder learns to tell the law of the whole population from a part of it; where nothing but decoding depends
+            # on the skeleton, it is fitted at the end (fit_skeleton)
             moments = self.skeleton.loss(z, self._frame_vectors(target, sources, weights))
-        elif self.has_skeleton:
-            vectors = self._set_vectors(mean[encoded], sd[encoded], segment[encoded], sources, weights)
-            moments = self.skeleton.loss(z.detach(), vectors)
 
         generated = z.new_zeros(())
         if self.generator_weight:
@@ -284,7 +285,9 @@ class GDEModule(LatentsMixin, BaseModuleClass):
             generated = (generated * has_shape).sum() / has_shape.sum().clamp_min(1)
 
         loss = self.generator_weight * generated + moments
-        terms = {"generator": generated.detach(), "moments": moments.detach()}
+        terms = {"generator": generated.detach()}
+        if self.geometry == "emergent":
+            terms["moments"] = moments.detach()
         if self.geometry == "isometric":
             assert self.isometry_targets is not None
             isometry, of_gate = self._isometry(sets, self.isometry_targets.distances(sources, weights))
@@ -324,15 +327,39 @@ class GDEModule(LatentsMixin, BaseModuleClass):
         cov = moments.shrunk(coefficient * few_cells(n, mean.shape[1]), pooled).cov
         return self.skeleton.vector(moments.mean, cov + torch.diag_embed(segment_mean(sd.square(), segment, k)))
 
-    def _embed_training_sets(self, u: Tensor, segment: Tensor, sources: Tensor, weights: Tensor) -> _EmbeddedSets:
+    def _whole_populations(self, segment: Tensor, sources: Tensor, weights: Tensor) -> Tensor:
+        """Which sets are all training cells of one population, ``(K,)``."""
+        assert self.embedding_moments is not None
+        sizes = torch.bincount(segment, minlength=len(sources))
+        return (weights[:, 0] > UNMIXED) & (sizes == self.embedding_moments.n[sources[:, 0]])
+
+    def _embed_training_sets(
+        self, u: Tensor, segment: Tensor, sources: Tensor, weights: Tensor, whole: Tensor | None
+    ) -> _EmbeddedSets:
         k, encoder = len(sources), self.set_encoder
         if self.geometry != "isometric" or not isinstance(encoder, GatedEncoder):
             return _EmbeddedSets(encoder(u, segment, n_sets=k))
         assert self.embedding_moments is not None
         held = held_out_sets(sources, weights, len(self.embedding_moments.n))
-        straight, correction = encoder.straight_and_correction(u, segment, None, k)
+        straight, correction = self._terms_of_sets(encoder, u, segment, sources[:, 0], whole)
         correction = torch.where(held[:, None], correction.detach(), correction)
         return _EmbeddedSets(straight + encoder.gate.detach() * correction, held, straight, correction)
+
+    def _terms_of_sets(
+        self, encoder: GatedEncoder, u: Tensor, segment: Tensor, codes: Tensor, whole: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Terms of a gated encoder; the straight ones of whole populations are computed once where training leaves them alone."""
+        if whole is None or not encoder.has_fixed_start:
+            return encoder.straight_and_correction(u, segment, None, len(codes))
+        moments = self.embedding_moments
+        assert moments is not None
+        if self._starts is None or self._starts[0] is not moments:
+            self._starts = moments, u.new_full((len(moments.n), encoder.n_embedding), torch.nan)
+        kept = self._starts[1]
+        known = torch.where(whole[:, None], kept[codes], torch.nan)
+        straight, correction = encoder.straight_and_correction(u, segment, None, len(codes), known)
+        kept[codes[whole]] = straight.detach()[whole]
+        return straight, correction
 
     def _isometry(self, sets: _EmbeddedSets, target: Tensor) -> tuple[Tensor, Tensor]:
         """Isometry loss of the embeddings, and that of the gate, on populations that its correction is not trained on.

@@ -40,6 +40,7 @@ class ResidualEncoder(PooledEncoder, GatedEncoder):
     #: Share of the pooled covariance added to each: the root of a singular matrix would magnify rounding without bound.
     floor = 0.004
 
+    has_fixed_start = True
     pooled_cov: Tensor
     centre: Tensor
     projection: Tensor
@@ -68,16 +69,22 @@ class ResidualEncoder(PooledEncoder, GatedEncoder):
         return straight + self.gate * correction
 
     def straight_and_correction(
-        self, u: Tensor, segment: Tensor, weight: Tensor | None, n_sets: int
+        self, u: Tensor, segment: Tensor, weight: Tensor | None, n_sets: int, known: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        return self._terms(*self._pool(u, segment, weight, n_sets))
+        summary = segment_mean(self.summary(u), segment, n_sets, weight)
+        if known is None:
+            return self._terms(self._moments(u, segment, weight, n_sets), summary)
+        missing = known[:, 0].isnan()
+        straight = known.clone()
+        if missing.any():
+            rows, codes = missing[segment], torch.cumsum(missing, 0) - 1
+            weight = None if weight is None else weight[rows]
+            straight[missing] = self._straight(self._moments(u[rows], codes[segment[rows]], weight, int(missing.sum())))
+        return straight, self._correction(straight, summary)
 
     def pool(self, u: Tensor, segment: Tensor, weight: Tensor | None, n_sets: int) -> Tensor:
-        return torch.cat(self._pool(u, segment, weight, n_sets), dim=1)
-
-    def _pool(self, u: Tensor, segment: Tensor, weight: Tensor | None, n_sets: int) -> tuple[Tensor, Tensor]:
-        """Moments and summaries; apart, since training has no use for gradients of moments."""
-        return self._moments(u, segment, weight, n_sets), segment_mean(self.summary(u), segment, n_sets, weight)
+        summary = segment_mean(self.summary(u), segment, n_sets, weight)
+        return torch.cat([self._moments(u, segment, weight, n_sets), summary], dim=1)
 
     def _moments(self, u: Tensor, segment: Tensor, weight: Tensor | None, n_sets: int) -> Tensor:
         """First and second moments, ``(n_sets, m)``."""
