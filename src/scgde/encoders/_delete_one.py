@@ -26,6 +26,9 @@ MOST_LEVERAGE = 0.6
 """Share of the spread along its own direction that a cell makes up at most. Beyond, the iteration converges slowly, and takes as
 long as an eigendecomposition does."""
 
+LEAST_SPREAD = 1e-5
+"""Least variance of an axis of a set, relative to that of the largest: less is lost in rounding."""
+
 LEAST_LEFT = 1e-3
 """Share of that spread that must be left without the cell for its change to be accurate to :data:`TOLERANCE`."""
 
@@ -85,6 +88,8 @@ class DeletedRoots:
     ----------
     roots, frame
         Eigenvalues ``(K, d)`` and eigenvectors ``(K, d, d)`` of the roots from which changes are counted.
+    regular
+        Sets with spread along all axes, ``(K,)``; changes of the others are not accurate.
     """
 
     def __init__(self, n: Tensor, cov: Tensor, added: Tensor, spectrum: SpectrumShrinkage) -> None:
@@ -98,6 +103,7 @@ class DeletedRoots:
         # cells times `into` are in the axes of the covariance
         self.values, axes = torch.linalg.eigh(inner @ inflated @ inner)
         self.into = inner @ axes
+        self.regular = self.values[:, 0] > LEAST_SPREAD * self.values[:, -1]
         if not self.share:
             self.roots, self.frame = self.values.clamp_min(0.0).sqrt(), axes
             return
@@ -107,6 +113,7 @@ class DeletedRoots:
         out_of = outer @ axes
         whole = (out_of * self.values.clamp_min(0.0)[:, None] ** self.power) @ out_of.mT
         squares, self.frame = torch.linalg.eigh(whole * (self.level * self.start)[:, None, None])
+        self.regular &= squares[:, 0] > LEAST_SPREAD * squares[:, -1]
         self.roots = squares.clamp_min(0.0).sqrt()
         self.turn = self.frame.mT @ out_of
 
@@ -116,7 +123,7 @@ class DeletedRoots:
         Parameters
         ----------
         sets
-            Which sets, ``(S,)``.
+            Which sets, all regular, ``(S,)``.
         centred
             Their cells, less the mean of their set, ``(S, n, d)``; zeros where there are fewer.
 

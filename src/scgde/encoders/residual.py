@@ -126,7 +126,9 @@ class ResidualEncoder(PooledEncoder, GatedEncoder):
             start = (start @ self.projection.double()).to(u.dtype)
             along = self._projected_entries().double()
             rows_of = torch.argsort(segment, stable=True).split(sizes.tolist())
-            for chosen in blocks_of_sets(sizes[large], d):
+            regular = roots.regular.nonzero()[:, 0]
+            for block in blocks_of_sets(sizes[large[regular]], d):
+                chosen = regular[block]
                 n = sizes[large[chosen]][:, None]
                 rows = [rows_of[k] for k in large[chosen].tolist()]
                 present = torch.arange(int(n.max()), device=u.device) < n
