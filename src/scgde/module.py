@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,12 +12,11 @@ from torch.distributions import Normal, kl_divergence
 from scgde._constants import BATCH_KEYS
 from scgde._distributed import gather, share
 from scgde._module_latents import LatentsMixin
-from scgde._segments import segment_mean
+from scgde._module_sets import SetsMixin
 from scgde.encoders import ENCODERS
-from scgde.encoders.base import GatedEncoder
 from scgde.generators import GENERATORS, AffineSkeleton
 from scgde.generators.skeleton import N_FOLDS, fold_of, into_frame, inverse_frames, shared_frame
-from scgde.geometry import UNMIXED, ExactTargets, IsometryTargets, held_out_sets, isometry_loss
+from scgde.geometry import ExactTargets, IsometryTargets
 from scgde.moments import PopulationMoments, few_cells, moment_size
 from scgde.observations import Context, ObservationModel
 
@@ -30,29 +28,8 @@ if TYPE_CHECKING:
 MAX_KEPT_NUMBERS = 20_000_000
 """Numbers of moment vectors of populations that are kept, at most."""
 
-PARSIMONY = 0.2
-"""Share of the error that a correction must take away from held-out populations to be worth keeping: with a few dozen of them less
-is chance, and what a correction does to sets of another size than it was trained on is not seen at all."""
 
-
-@dataclass(frozen=True)
-class _EmbeddedSets:
-    """Embeddings ``z`` of the sets of a batch; of a gated encoder also its two terms and which sets do not train its correction."""
-
-    z: Tensor
-    held: Tensor | None = None
-    straight: Tensor | None = None
-    correction: Tensor | None = None
-
-    def gathered(self) -> _EmbeddedSets:
-        """Those of all processes that train together."""
-        held, straight, correction = (
-            None if value is None else gather(value) for value in (self.held, self.straight, self.correction)
-        )
-        return _EmbeddedSets(gather(self.z), held, straight, correction)
-
-
-class GDEModule(LatentsMixin, BaseModuleClass):
+class GDEModule(SetsMixin, LatentsMixin, BaseModuleClass):
     """Observation model, set encoder, generator and geometry.
 
     Training has two phases. First the observation model learns the cell latent ``u`` from single cells; it sets the
@@ -104,6 +81,8 @@ class GDEModule(LatentsMixin, BaseModuleClass):
         self.frame_inverse: Tensor | None = None
         self.frame_vectors: Tensor | None = None
         self.isometry_targets: IsometryTargets | None = None
+        # straight terms of whole populations, and the moments of the latent that they belong to
+        self._starts: tuple[PopulationMoments, Tensor] | None = None
 
     # ------------------------------------------------------------------ cells
 
@@ -285,26 +264,25 @@ class GDEModule(LatentsMixin, BaseModuleClass):
 
         Returns
         -------
-        ``loss`` and its terms (``generator``, ``moments``, ``isometry``), scalars.
+        ``loss`` and its terms (``generator``, and ``moments`` or ``isometry``), scalars.
         """
         assert self.embedding_moments is not None and self.frame_moments is not None
         mean, sd, segment = batch[BATCH_KEYS.U_MEAN], batch[BATCH_KEYS.U_SD], batch[BATCH_KEYS.SEGMENT]
         sources, weights = batch[BATCH_KEYS.SOURCES], batch[BATCH_KEYS.SOURCE_WEIGHTS]
         scored = batch.get(BATCH_KEYS.SCORED)
         encoded = slice(None) if scored is None else ~scored
-        sets = self._embed_training_sets(mean[encoded], segment[encoded], sources, weights)
+        whole = self._whole_populations(segment, sources, weights) if scored is None and self.training else None
+        sets = self._embed_training_sets(mean[encoded], segment[encoded], sources, weights, whole)
         z = sets.z
 
         target = self.frame_moments.mixtures(sources, weights)
         moments = z.new_zeros(())
         if self.has_skeleton and self.geometry == "emergent":
-            # the encoder learns to tell the law of the whole population from a part of it
+            # the encoder learns to tell the law of the whole population from a part of it; where nothing but decoding depends
+            # on the skeleton, it is fitted at the end (fit_skeleton)
             moments = self.skeleton.loss(z, self._frame_vectors(target, sources, weights))
-        elif self.has_skeleton:
-            vectors = self._set_vectors(mean[encoded], sd[encoded], segment[encoded], sources, weights)
-            moments = self.skeleton.loss(z.detach(), vectors)
-        if together:
-            moments = moments * share(len(sources), z.device)
+            if together:
+                moments = moments * share(len(sources), z.device)
 
         generated = z.new_zeros(())
         if self.generator_weight:
@@ -321,7 +299,9 @@ class GDEModule(LatentsMixin, BaseModuleClass):
                 generated = generated * share(n_shaped, z.device)
 
         loss = self.generator_weight * generated + moments
-        terms = {"generator": generated.detach(), "moments": moments.detach()}
+        terms = {"generator": generated.detach()}
+        if self.geometry == "emergent":
+            terms["moments"] = moments.detach()
         if self.geometry == "isometric":
             assert self.isometry_targets is not None
             if together:
@@ -331,63 +311,3 @@ class GDEModule(LatentsMixin, BaseModuleClass):
             loss = loss + self.isometry_weight * isometry + of_gate
             terms["isometry"] = isometry.detach()
         return {"loss": loss, **terms}
-
-    def _frame_vectors(self, target: PopulationMoments, sources: Tensor, weights: Tensor) -> Tensor:
-        """Moment vectors of the frames of the sets of a batch, ``(K, m)``."""
-        if self.frame_vectors is None or (weights[:, 0] <= UNMIXED).any():
-            return self.skeleton.vector(target.mean, target.cov)
-        return self.frame_vectors[sources[:, 0]]
-
-    def _inverse_frames(self, target: PopulationMoments, sources: Tensor, weights: Tensor) -> Tensor:
-        """Inverse frames of the sets of a batch, ``(K, d, d)``; those of populations have been computed before training."""
-        assert self.frame_inverse is not None
-        mixed = weights[:, 0] <= UNMIXED
-        inverse = self.frame_inverse[sources[:, 0]]
-        if mixed.any():
-            inverse[mixed] = inverse_frames(target.select(mixed))
-        return inverse
-
-    def _set_vectors(self, mean: Tensor, sd: Tensor, segment: Tensor, sources: Tensor, weights: Tensor) -> Tensor:
-        """Moment vectors of the cells of each set, which are what the skeleton reads off the set's embedding, ``(K, m)``.
-
-        Those of whole populations, of which sets are parts, would teach it to pull spreads towards the average as far as a
-        part asks for, and it would go on to do so where a whole population is embedded. Embeddings do not know the number of cells:
-        shrinkage is as whole populations ask for.
-        """
-        assert self.embedding_moments is not None and self.shrinkage is not None
-        k, (coefficient, pooled) = len(sources), self.shrinkage
-        moments = PopulationMoments.from_cells(mean, segment, k)
-        n = self.embedding_moments.mixtures(sources, weights).n
-        # an embedding sees covariances with divisor n, and mostly is freed of that bias by the jackknife before it is decoded
-        factor = (moments.n - 1) / moments.n
-        moments = PopulationMoments(moments.n, moments.mean, moments.cov * factor[:, None, None])
-        cov = moments.shrunk(coefficient * few_cells(n, mean.shape[1]), pooled).cov
-        return self.skeleton.vector(moments.mean, cov + torch.diag_embed(segment_mean(sd.square(), segment, k)))
-
-    def _embed_training_sets(self, u: Tensor, segment: Tensor, sources: Tensor, weights: Tensor) -> _EmbeddedSets:
-        k, encoder = len(sources), self.set_encoder
-        if self.geometry != "isometric" or not isinstance(encoder, GatedEncoder):
-            return _EmbeddedSets(encoder(u, segment, n_sets=k))
-        assert self.embedding_moments is not None
-        held = held_out_sets(sources, weights, len(self.embedding_moments.n))
-        straight, correction = encoder.straight_and_correction(u, segment, None, k)
-        correction = torch.where(held[:, None], correction.detach(), correction)
-        return _EmbeddedSets(straight + encoder.gate.detach() * correction, held, straight, correction)
-
-    def _isometry(self, sets: _EmbeddedSets, target: Tensor) -> tuple[Tensor, Tensor]:
-        """Isometry loss of the embeddings, and that of the gate, on populations that its correction is not trained on.
-
-        The correction is trained as if the gate were open. Were it trained behind the gate, it would grow as the gate closes.
-        """
-        if sets.correction is None:
-            return isometry_loss(sets.z, target), sets.z.new_zeros(())
-        assert sets.straight is not None and sets.held is not None and isinstance(self.set_encoder, GatedEncoder)
-        apart = sets.held[:, None] | sets.held
-        start = sets.straight.detach()
-        loss = isometry_loss(start + sets.correction, target, ~apart, start)
-        if sets.straight.requires_grad:
-            loss = loss + isometry_loss(sets.straight, target, ~apart)
-        gate = self.set_encoder.gate
-        error = isometry_loss(start + gate * sets.correction.detach(), target, apart, start)
-        without = isometry_loss(start, target, apart, start)
-        return loss, error + PARSIMONY * gate * without

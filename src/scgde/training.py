@@ -141,6 +141,7 @@ class GDETrainingPlan(pl.LightningModule):
         self.clip = clip
         self.seed = seed
         self._sums: dict[str, dict[str, tuple[Any, int]]] = {"train": {}, "validation": {}}
+        self._saved_starts: Tensor | None = None
         self.in_cell_phase = epochs.cells > 0
         self.phase_start = 0
         # Reads the contrasts off a noisy draw of the latent: they must be there at more than the noise's amplitude, and
@@ -284,6 +285,7 @@ class GDETrainingPlan(pl.LightningModule):
             "in_cell_phase": self.in_cell_phase,
             "phase_start": self.phase_start,
             "epochs": [self.epochs.cells, self.epochs.sets],
+            "starts": None if self.in_cell_phase else self.module.starts,
             "sums": {mode: {name: list(pair) for name, pair in sums.items()} for mode, sums in self._sums.items()},
         }
 
@@ -291,6 +293,7 @@ class GDETrainingPlan(pl.LightningModule):
         state = checkpoint[TRAINING_STATE]
         self.in_cell_phase, self.phase_start = state["in_cell_phase"], state["phase_start"]
         self.epochs = EpochPlan(*state["epochs"])
+        self._saved_starts = state["starts"]
         self.trainer.fit_loop.max_epochs = self.epochs.total
         self._sums = {mode: {name: tuple(p) for name, p in sums.items()} for mode, sums in state["sums"].items()}
 
@@ -298,6 +301,8 @@ class GDETrainingPlan(pl.LightningModule):
         if not self.in_cell_phase and self.datamodule.latent is None:
             # training goes on in the population phase
             prepare_population_phase(self.module, self.datamodule, resumed=True)
+            # computed anew from other batches they would be rounded in another way
+            self.module.starts = self._saved_starts
 
     def on_train_epoch_end(self) -> None:
         if self.in_cell_phase and self.current_epoch + 1 >= self.epochs.cells:

@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from scgde.encoders import ENCODERS, SetEncoder
+from scgde.encoders._axes import principal_axes
 from scgde.moments import PopulationMoments, moment_size
 from scgde.ot import sqrtm_psd
 
@@ -352,3 +353,18 @@ def test_embedding_in_blocks_is_embedding_at_once(name, block, monkeypatch):
     with torch.no_grad():
         expected = encoder(u, segment)
     torch.testing.assert_close(encoder.in_blocks(u, segment, 10), expected)
+
+
+@pytest.mark.parametrize("n_axes", [4, 12, 25])
+def test_principal_axes_of_few_rows_are_those_of_the_whole_covariance(n_axes):
+    n_first, m = 6, 60
+    rng = np.random.default_rng(0)
+    rows = torch.tensor(rng.normal(size=(20, m)) * np.geomspace(1, 0.05, m))
+    rows = rows - rows.mean(0)
+    axes = principal_axes(rows, n_first, n_axes)
+    least = torch.full((m,), 1e-6, dtype=torch.float64)
+    least[:n_first] = 1e-3
+    cov = rows.T @ rows / 19
+    expected = torch.linalg.eigh(cov + torch.diag(least) * cov.trace() / m)[1].flip(1)[:, :n_axes]
+    # each axis up to its sign
+    torch.testing.assert_close((axes * expected).sum(0).abs(), torch.ones(n_axes, dtype=torch.float64))

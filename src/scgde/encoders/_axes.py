@@ -98,10 +98,22 @@ def principal_axes(centred: Tensor, n_first: int, n_axes: int) -> Tensor:
     With few populations most axes have no spread. A small isotropic term then decides, larger on the first ``n_first``
     coordinates (the mean), so that the mean is always represented in full and new populations are told apart by it.
     """
+    k, m = centred.shape
+    least = torch.full((m,), 1e-6, dtype=centred.dtype, device=centred.device)
+    least[:n_first] = 1e-3
+    if n_first + k >= m or n_first + k < n_axes:
+        axes = _leading_axes(centred, torch.diag(least), n_axes)
+        return torch.nn.functional.pad(axes, (0, n_axes - axes.shape[1]))
+    # the rows span few of the many other coordinates; along all axes that they do not span there is the same small term
+    basis = torch.linalg.qr(centred[:, n_first:].T)[0]
+    inner = torch.cat([centred[:, :n_first], centred[:, n_first:] @ basis], dim=1)
+    # the small term is relative to the mean over all m coordinates
+    axes = _leading_axes(inner, torch.diag(least[: n_first + k]) * ((n_first + k) / m), n_axes)
+    return torch.cat([axes[:n_first], basis @ axes[n_first:]])
+
+
+def _leading_axes(centred: Tensor, least: Tensor, n_axes: int) -> Tensor:
     m = centred.shape[1]
     cov = centred.T @ centred / max(centred.shape[0] - 1, 1)
-    jitter = torch.full((m,), 1e-6, dtype=cov.dtype, device=cov.device)
-    jitter[:n_first] = 1e-3
-    _, axes = torch.linalg.eigh(cov + torch.diag(jitter) * cov.trace().clamp_min(1e-12) / m)
-    axes = axes.flip(1)[:, :n_axes]
-    return torch.nn.functional.pad(axes, (0, n_axes - axes.shape[1]))
+    _, axes = torch.linalg.eigh(cov + least * cov.trace().clamp_min(1e-12) / m)
+    return axes.flip(1)[:, :n_axes]

@@ -202,11 +202,18 @@ class GatedEncoder(SetEncoder):
 
     gate_logit: nn.Parameter
 
+    has_fixed_start = False
+    """Whether training leaves the straight term of a set alone, so that it need be computed only once."""
+
     @abstractmethod
     def straight_and_correction(
-        self, u: Tensor, segment: Tensor, weight: Tensor | None, n_sets: int
+        self, u: Tensor, segment: Tensor, weight: Tensor | None, n_sets: int, known: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """The two terms, ``(n_sets, n_embedding)`` each, before the gate."""
+        """The two terms, ``(n_sets, n_embedding)`` each, before the gate.
+
+        ``known`` are straight terms that have been computed before, of the same shape, and NaN for other sets. They are of no use
+        to encoders without a fixed start.
+        """
 
     def forward(self, u: Tensor, segment: Tensor, weight: Tensor | None = None, n_sets: int | None = None) -> Tensor:
         n_sets = count_segments(segment) if n_sets is None else n_sets

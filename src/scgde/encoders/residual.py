@@ -8,8 +8,9 @@ from torch import Tensor, nn
 from scgde._networks import mlp
 from scgde._segments import gram_by_set, normalised_weights, segment_mean, segment_sum
 from scgde.encoders._axes import LEAST_GAIN, ReliableAxes, halves, principal_axes
+from scgde.encoders._delete_one import DeletedRoots, blocks_of_sets, least_size
 from scgde.encoders.base import GatedEncoder, PooledEncoder
-from scgde.moments import PopulationMoments, moment_features, moment_size, to_vector
+from scgde.moments import PopulationMoments, from_vector, moment_features, moment_size, to_vector
 from scgde.ot import sqrtm_psd
 from scgde.spectrum import SpectrumShrinkage
 
@@ -39,6 +40,7 @@ class ResidualEncoder(PooledEncoder, GatedEncoder):
     #: Share of the pooled covariance added to each: the root of a singular matrix would magnify rounding without bound.
     floor = 0.004
 
+    has_fixed_start = True
     pooled_cov: Tensor
     centre: Tensor
     projection: Tensor
@@ -67,26 +69,87 @@ class ResidualEncoder(PooledEncoder, GatedEncoder):
         return straight + self.gate * correction
 
     def straight_and_correction(
-        self, u: Tensor, segment: Tensor, weight: Tensor | None, n_sets: int
+        self, u: Tensor, segment: Tensor, weight: Tensor | None, n_sets: int, known: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        return self._terms(*self._pool(u, segment, weight, n_sets))
+        summary = segment_mean(self.summary(u), segment, n_sets, weight)
+        if known is None:
+            return self._terms(self._moments(u, segment, weight, n_sets), summary)
+        missing = known[:, 0].isnan()
+        straight = known.clone()
+        if missing.any():
+            rows, codes = missing[segment], torch.cumsum(missing, 0) - 1
+            weight = None if weight is None else weight[rows]
+            straight[missing] = self._straight(self._moments(u[rows], codes[segment[rows]], weight, int(missing.sum())))
+        return straight, self._correction(straight, summary)
 
     def pool(self, u: Tensor, segment: Tensor, weight: Tensor | None, n_sets: int) -> Tensor:
-        return torch.cat(self._pool(u, segment, weight, n_sets), dim=1)
+        summary = segment_mean(self.summary(u), segment, n_sets, weight)
+        return torch.cat([self._moments(u, segment, weight, n_sets), summary], dim=1)
 
-    def _pool(self, u: Tensor, segment: Tensor, weight: Tensor | None, n_sets: int) -> tuple[Tensor, Tensor]:
-        """First and second moments ``(n_sets, m)``, and summaries; apart, since training has no use for gradients of moments."""
+    def _moments(self, u: Tensor, segment: Tensor, weight: Tensor | None, n_sets: int) -> Tensor:
+        """First and second moments, ``(n_sets, m)``."""
         # second moments as products of whole sets: of 100 dimensions a cell has 5,000 features
         w = normalised_weights(segment, n_sets, weight, torch.float64)[:, None] * u.double()
         i, j = torch.triu_indices(self.n_latent, self.n_latent, device=u.device)
         second = gram_by_set(w, u.double(), segment, n_sets)[:, i, j]
-        moments = torch.cat([segment_sum(w, segment, n_sets), second], dim=1).to(u.dtype)
-        return moments, segment_mean(self.summary(u), segment, n_sets, weight)
+        return torch.cat([segment_sum(w, segment, n_sets), second], dim=1).to(u.dtype)
 
     def _terms(self, moments: Tensor, summary: Tensor) -> tuple[Tensor, Tensor]:
-        straight = (self.vector(*self.mean_and_cov(moments)) - self.centre) @ self.projection
-        correction = self.residual(torch.cat([straight / self.scale, summary], dim=-1)) * self.scale
-        return straight, correction
+        straight = self._straight(moments)
+        return straight, self._correction(straight, summary)
+
+    def _straight(self, moments: Tensor) -> Tensor:
+        return (self.vector(*self.mean_and_cov(moments)) - self.centre) @ self.projection
+
+    def _correction(self, straight: Tensor, summary: Tensor) -> Tensor:
+        return self.residual(torch.cat([straight / self.scale, summary], dim=-1)) * self.scale
+
+    @torch.no_grad()
+    def delete_one(self, u: Tensor, segment: Tensor, n_sets: int) -> Tensor:
+        n = torch.bincount(segment, minlength=n_sets)[segment].to(u.dtype)[:, None]
+        summary = self.summary(u)
+        without = (n * segment_mean(summary, segment, n_sets)[segment] - summary) / (n - 1)
+        straight = self._straight_without(u, segment, self._moments(u, segment, None, n_sets))
+        return straight + self.gate * self._correction(straight, without)
+
+    def _straight_without(self, u: Tensor, segment: Tensor, pooled: Tensor) -> Tensor:
+        """The straight term of each cell's set without that cell, ``(cells, n_embedding)``, for pooled moments ``(n_sets, m)``."""
+        d = self.n_latent
+        sizes = torch.bincount(segment, minlength=len(pooled))
+        straight, anew = u.new_empty((len(u), self.n_embedding)), torch.ones_like(segment, dtype=torch.bool)
+        large = (sizes >= least_size(d)).nonzero()[:, 0]
+        if len(large):
+            mean, cov = self.mean_and_cov(pooled[large].double())
+            added = self.floor * self.pooled_cov
+            roots = DeletedRoots(sizes[large], cov - added, added, self.spectrum)
+            start = to_vector(mean, (roots.frame * roots.roots[:, None]) @ roots.frame.mT) - self.centre
+            start = (start @ self.projection.double()).to(u.dtype)
+            along = self._projected_entries().double()
+            rows_of = torch.argsort(segment, stable=True).split(sizes.tolist())
+            regular = roots.regular.nonzero()[:, 0]
+            for block in blocks_of_sets(sizes[large[regular]], d):
+                chosen = regular[block]
+                n = sizes[large[chosen]][:, None]
+                rows = [rows_of[k] for k in large[chosen].tolist()]
+                present = torch.arange(int(n.max()), device=u.device) < n
+                index = nn.utils.rnn.pad_sequence(rows, batch_first=True)
+                centred = (u[index] - mean[chosen][:, None].to(u.dtype)) * present[..., None]
+                change, good = roots.changes(chosen, centred)
+                frame = roots.frame[chosen][:, None]
+                own = (frame.mT @ along @ frame).flatten(2).mT.to(u.dtype)
+                moved = centred @ self.projection[:d] / (n[..., None] - 1)
+                z = start[chosen][:, None] + torch.baddbmm(moved, change.flatten(2), own, beta=-1)
+                members = index[present]
+                straight[members], anew[members] = z[present], ~good[present]
+        if anew.any():
+            codes = segment[anew]
+            n = sizes[codes, None].to(u.dtype)
+            straight[anew] = self._straight((n * pooled[codes] - moment_features(u[anew])) / (n - 1))
+        return straight
+
+    def _projected_entries(self) -> Tensor:
+        """What the projection multiplies the entries of a root by, ``(n_embedding, d, d)``."""
+        return from_vector(self.projection.T, self.n_latent)[1]
 
     def vector(self, mean: Tensor, cov: Tensor) -> Tensor:
         """Mean and root of the shrunk covariance as one vector, ``(*, m)``."""

@@ -69,7 +69,7 @@ class ShapeEncoder(GatedEncoder):
         return self.moments.learning_rate_factor(name.removeprefix("moments."))
 
     def straight_and_correction(
-        self, u: Tensor, segment: Tensor, weight: Tensor | None, n_sets: int
+        self, u: Tensor, segment: Tensor, weight: Tensor | None, n_sets: int, known: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         straight, correction = self.moments.straight_and_correction(u, segment, weight, n_sets)
         shape = (self.pooled_waves(u, segment, weight, n_sets) - self.centre) @ self.axes

@@ -96,7 +96,7 @@ class TransportEncoder(GatedEncoder):
         self.gate_logit = nn.Parameter(torch.zeros(()))
 
     def straight_and_correction(
-        self, u: Tensor, segment: Tensor, weight: Tensor | None, n_sets: int
+        self, u: Tensor, segment: Tensor, weight: Tensor | None, n_sets: int, known: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         coordinates = (self.parts(u, segment, weight, n_sets) - self.centre) @ self.axes * self.gain
         straight = (coordinates * self.log_weight.exp()) @ self.projection

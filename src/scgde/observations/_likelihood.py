@@ -75,9 +75,9 @@ def negative_binomial_log_likelihood(
 class _Poisson(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, library: Tensor, found: Entries) -> Tensor:
-        mu = torch.softmax(logits, dim=1).mul_(library)
-        mu_at = found.of(mu)
-        ctx.save_for_backward(mu, mu_at, library)
+        share = torch.softmax(logits, dim=1)
+        mu_at = found.of(share).mul_(library[:, 0].index_select(0, found.row))
+        ctx.save_for_backward(share, mu_at)
         ctx.found = found
         # the shares of a row add up to one, and its means to its library
         return found.row_sums(found.value * torch.log(mu_at + EPS) - _log_factorial(found.value)) - library[:, 0]
@@ -85,10 +85,10 @@ class _Poisson(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Any) -> Any:
-        mu, mu_at, library = ctx.saved_tensors
+        share, mu_at = ctx.saved_tensors
         found, grad = ctx.found, grads[0]
-        at = found.value * (mu_at / (mu_at + EPS)) * grad[found.row]
-        flow = mu * (-found.row_sums(at)[:, None] / library.clamp_min(EPS))
+        at = found.value * (mu_at / (mu_at + EPS)) * grad.index_select(0, found.row)
+        flow = share * -found.row_sums(at)[:, None]
         flow.view(-1).scatter_add_(0, found.flat, at)
         return flow, None, None
 
@@ -149,13 +149,13 @@ class _NegativeBinomial(torch.autograd.Function):
         grad_theta = None
         if ctx.needs_input_grad[1]:
             part = share - rest if weight is None else (share - rest).mul_(weight)
-            at = (slope - found.value / (mu_at + theta_at)) * grad[found.row]
+            at = (slope - found.value / (mu_at + theta_at)) * grad.index_select(0, found.row)
             if shared:
                 grad_theta = (grad @ part)[None]
             else:
                 grad_theta = torch.zeros_like(theta).index_add_(0, group, part.mul_(grad[:, None]))
             grad_theta.view(-1).scatter_add_(0, place, at)
-        flow = share.mul_(theta_of_cells).neg_()
+        flow = share.mul_(-theta_of_cells)
         if weight is not None:
             flow.mul_(weight)
         flow.view(-1).scatter_add_(0, found.flat, found.value * (mu_at / (mu_at + EPS) - share_at))

@@ -46,6 +46,9 @@ MIN_SCALE = 0.02
 LATENT_SD = 0.3
 """Posterior standard deviation of the latent before training; its prior has one."""
 
+MULTIPLE = 16
+"""Numbers of single precision in a vector of a processor."""
+
 CountLikelihood = Literal["zinb", "nb", "poisson"]
 
 
@@ -189,7 +192,7 @@ class CountModel(ObservationModel):
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         found = entries(x)
         depth = found.row_sums(found.value)[:, None].clamp_min(1.0)
-        values = torch.log1p(found.value * (self.target / depth)[found.row, 0])
+        values = torch.log1p(found.value * (self.target / depth)[:, 0].index_select(0, found.row))
         scores = weighted_columns(found, values, self.axes) - self.centre @ self.axes
         hidden = self.encoder(torch.cat([scores, torch.log(depth / self.target)], dim=1))
         log_var = self.encoder_log_var(hidden).clamp(-12.0, 6.0)
@@ -265,9 +268,12 @@ class CountModel(ObservationModel):
             inputs = torch.cat([u, (context.continuous - self.covariate_centre) / self.covariate_scale], dim=1)
         codes = [] if context.categorical is None else list(context.categorical.split(1, dim=1))
         hidden = self.decoder(inputs, context.batch, *codes)
-        # one product for both halves: matrices of cells and genes are what takes time
-        weight = torch.cat([self.decoder_linear.weight, self.decoder_scale.weight], dim=1)
-        return F.linear(torch.cat([u, hidden], dim=1), weight, self.decoder_scale.bias)
+        # one product for both halves: matrices of cells and genes are what takes time, and less of it where rows fill whole vectors
+        halves = [self.decoder_linear.weight, self.decoder_scale.weight]
+        lacking = -(u.shape[1] + hidden.shape[1]) % MULTIPLE
+        weight = torch.cat([*halves, halves[0].new_zeros((len(halves[0]), lacking))], dim=1)
+        inputs = torch.cat([u, hidden, u.new_zeros((len(u), lacking))], dim=1)
+        return F.linear(inputs, weight, self.decoder_scale.bias)
 
     def log_likelihood(self, x: Tensor, u: Tensor, context: Context) -> Tensor:
         # counts of hundreds, and sums over thousands of genes, are not for half precision
