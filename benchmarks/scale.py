@@ -183,9 +183,9 @@ def distances(arguments, folder: Path) -> None:
     rng = np.random.default_rng(0)
     z = rng.normal(size=(5000, 64))
     start = time.process_time()
-    from scgde._model_embedding import _euclidean
+    from scgde.inference import euclidean
 
-    _euclidean(z)
+    euclidean(z)
     ours = time.process_time() - start
     clouds = rng.normal(size=(40, 200, 20)) + rng.normal(size=(40, 1, 20))
     start = time.process_time()

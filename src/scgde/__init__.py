@@ -2,7 +2,7 @@
 
 from importlib.metadata import version
 
-from . import datasets, lineage, ot, perturbation, pl, pp, tl
+from . import cluster, datasets, lineage, ot, perturbation, pl, pp, tl
 from .model import GDEModel
 from .perturbation import PerturbationPredictor
 from .sample_representation import SampleRepresentation
@@ -11,6 +11,7 @@ __all__ = [
     "GDEModel",
     "PerturbationPredictor",
     "SampleRepresentation",
+    "cluster",
     "datasets",
     "lineage",
     "ot",

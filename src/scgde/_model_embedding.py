@@ -20,7 +20,14 @@ from scgde.data.cells import check_counts, subset_codes
 from scgde.data.populations import as_label, constant_columns
 from scgde.data.streaming import StreamedCells, check_stored_counts
 from scgde.generation import find_labels
-from scgde.inference import Embedding, coordinate_names, embed, encode_cells
+from scgde.inference import (
+    Embedding,
+    check_distance_options,
+    coordinate_names,
+    embed,
+    encode_cells,
+    euclidean,
+)
 from scgde.observations import COUNT_LIKELIHOODS
 from scgde.uncertainty import corrected_distances, distance_and_error
 
@@ -212,15 +219,7 @@ class EmbeddingMixin(WritingMixin):
         KeyError
             If a population is unknown.
         """
-        if metric not in ("latent", "wasserstein"):
-            message = f"metric={metric!r} must be 'latent' or 'wasserstein'."
-            raise ValueError(message)
-        for name, value in (("return_std", return_std), ("bias_correction", bias_correction)):
-            if value and metric != "latent":
-                message = (
-                    f"{name}={value!r} is available for metric='latent' only, not for metric={metric!r}; leave it out."
-                )
-                raise ValueError(message)
+        check_distance_options(metric, bias_correction, return_std)
         wanted = bool(return_std or bias_correction)
         table, rows, embedding = self._embed(adata, indices, batch_size, vectors=wanted)
         chosen = np.arange(len(embedding.labels))
@@ -242,7 +241,7 @@ class EmbeddingMixin(WritingMixin):
             logger.info(f"Exact Wasserstein distances of {len(unique)} populations: about {seconds:.0f} s.")
             distances = ot.pairwise_distances(u.numpy(), segment[taken], n_segments=len(unique), metric="exact")
             return pd.DataFrame(distances[pairs], index=index, columns=index)
-        distances = _euclidean(embedding.z[chosen].astype(np.float64))
+        distances = euclidean(embedding.z[chosen].astype(np.float64))
         if not return_std and not bias_correction:
             return pd.DataFrame(distances, index=index, columns=index)
         squared, variance = corrected_distances(embedding.cells, segment, len(unique))
@@ -280,7 +279,7 @@ class EmbeddingMixin(WritingMixin):
             ``params``.
         """
         population = self._population_table(adata, indices, batch_size)
-        population.obsp["gde_distances"] = _euclidean(population.X.astype(np.float64)).astype(np.float32)
+        population.obsp["gde_distances"] = euclidean(population.X.astype(np.float64)).astype(np.float32)
         return population
 
     def _population_table(
@@ -288,6 +287,10 @@ class EmbeddingMixin(WritingMixin):
     ) -> AnnData:
         """:meth:`get_population_adata` without distances, which many populations have too many of."""
         table, rows, embedding = self._embed(adata, indices, batch_size, keep_cells=False)
+        return self._as_adata(adata, table, rows, embedding)
+
+    def _as_adata(self, adata: Any, table: CellTable, rows: np.ndarray, embedding: Embedding) -> AnnData:
+        """Embeddings of the cells ``rows`` of a table of ``adata`` as an AnnData of populations, without distances."""
         obs = constant_columns(table, rows, embedding.codes, len(embedding.labels), self._population_keys())
         obs.index = pd.Index(embedding.labels, dtype=str)
         for name, values in (
@@ -346,9 +349,3 @@ class EmbeddingMixin(WritingMixin):
         # a population with any training cell was trained on
         first = np.where(counts[:, 0] > 0, 0, counts.argmax(1))
         return [("train", "validation", "test", "query")[i] for i in first]
-
-
-def _euclidean(z: np.ndarray) -> np.ndarray:
-    from scipy.spatial.distance import pdist, squareform
-
-    return squareform(pdist(z))

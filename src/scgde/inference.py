@@ -224,3 +224,23 @@ def added_influence(encoder: SetEncoder, reference: Tensor, u: Tensor) -> Tensor
 def coordinate_names(width: int) -> list[str]:
     """Names of the coordinates of an embedding."""
     return [f"GDE_{i}" for i in range(width)]
+
+
+def check_distance_options(metric: str, bias_correction: bool | None, return_std: bool) -> None:
+    """Raise if a metric is unknown, or an option is for the other metric."""
+    if metric not in ("latent", "wasserstein"):
+        message = f"metric={metric!r} must be 'latent' or 'wasserstein'."
+        raise ValueError(message)
+    for name, value in (("return_std", return_std), ("bias_correction", bias_correction)):
+        if value and metric != "latent":
+            message = (
+                f"{name}={value!r} is available for metric='latent' only, not for metric={metric!r}; leave it out."
+            )
+            raise ValueError(message)
+
+
+def euclidean(z: np.ndarray) -> np.ndarray:
+    """Distances between rows, ``(K, K)``."""
+    from scipy.spatial.distance import pdist, squareform
+
+    return squareform(pdist(z))

@@ -10,6 +10,8 @@ from scipy.spatial.distance import pdist, squareform
 from scipy.stats import false_discovery_control
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
 _PACKED_ENTRIES = 2**24
@@ -50,8 +52,16 @@ def corrected_distances(
     two cells; zero on the diagonal.
     """
     members = _members(segment, n_sets)
-    width = vectors.shape[1]
-    z = np.full((n_sets, width), np.nan)
+    z, trace, trace_square = sampling_noise(vectors, members)
+    return noisy_distances(z, trace, trace_square, lambda block: packed_covariances(vectors, members[block]))
+
+
+def sampling_noise(
+    vectors: NDArray[np.floating], members: list[NDArray[np.intp]]
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Means ``(K, w)`` of populations, and the traces of their sampling covariances and of the squares of these, ``(K,)`` each."""
+    n_sets = len(members)
+    z = np.full((n_sets, vectors.shape[1]), np.nan)
     trace, trace_square = (np.full(n_sets, np.nan) for _ in range(2))
     for k, rows in enumerate(members):
         if len(rows) < 1:
@@ -61,9 +71,36 @@ def corrected_distances(
         if len(rows) > 1:
             total, square = _trace_estimates(x - z[k])
             trace[k], trace_square[k] = total / len(rows), square / len(rows) ** 2
+    return z, trace, trace_square
+
+
+def packed_covariances(vectors: NDArray[np.floating], members: list[NDArray[np.intp]]) -> NDArray[np.float64]:
+    """Sampling covariances of populations, ``(K, w (w + 1) / 2)``; NaN for fewer than two cells.
+
+    Symmetric matrices are packed into vectors whose inner product is the trace of the product.
+    """
+    rows, columns, scale = _packing(vectors.shape[1])
+    packed = np.full((len(members), len(scale)), np.nan)
+    for i, chosen in enumerate(members):
+        n = len(chosen)
+        if n > 1:
+            x = np.asarray(vectors[chosen], dtype=np.float64)
+            x -= x.mean(0)
+            packed[i] = (x.T @ x)[rows, columns] * scale / (n * (n - 1))
+    return packed
+
+
+def noisy_distances(
+    z: NDArray[np.float64],
+    trace: NDArray[np.float64],
+    trace_square: NDArray[np.float64],
+    covariances: Callable[[slice], NDArray[np.float64]],
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """:func:`corrected_distances` from what :func:`sampling_noise` gives, and packed covariances of a range of populations."""
+    width = z.shape[1]
     # squares of coordinates far from the origin would cancel badly in the quadratic forms
-    z -= np.nanmean(z, axis=0)
-    forms, products = _pairwise_forms(vectors, members, z)
+    z = z - np.nanmean(z, axis=0)
+    forms, products = _pairwise_forms(z, covariances)
 
     squared = squareform(pdist(z, "sqeuclidean"))
     squared -= trace[:, None] + trace[None, :]
@@ -269,30 +306,24 @@ def _trace_estimates(centred: NDArray[np.float64]) -> tuple[float, float]:
     return trace, min(max(square, trace**2 / width), plug_in)
 
 
+def _packing(width: int) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float64]]:
+    """Rows and columns of the entries of a packed symmetric matrix, and what each is multiplied by."""
+    rows, columns = np.triu_indices(width)
+    return rows, columns, np.where(rows == columns, 1.0, np.sqrt(2.0))
+
+
 def _pairwise_forms(
-    vectors: NDArray[np.floating], members: list[NDArray[np.intp]], z: NDArray[np.float64]
+    z: NDArray[np.float64], covariances: Callable[[slice], NDArray[np.float64]]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """``(z_i - z_j)' C_i (z_i - z_j)`` and ``tr(C_i C_j)`` for all pairs, ``(K, K)`` each.
 
-    Symmetric matrices are packed into vectors whose inner product is the trace of the product, so that all pairs are
-    matrix products; packed covariances are held for a block of populations at a time.
+    All pairs are matrix products of packed covariances, which are held for a block of populations at a time.
     """
     n_sets, width = z.shape
-    rows, columns = np.triu_indices(width)
-    scale = np.where(rows == columns, 1.0, np.sqrt(2.0))
+    rows, columns, scale = _packing(width)
     step = max(_PACKED_ENTRIES // len(scale), 1)
     blocks = [slice(start, min(start + step, n_sets)) for start in range(0, n_sets, step)]
     forms, products = np.empty((n_sets, n_sets)), np.empty((n_sets, n_sets))
-
-    def covariances(block: slice) -> NDArray[np.float64]:
-        packed = np.full((block.stop - block.start, len(scale)), np.nan)
-        for i, chosen in enumerate(members[block]):
-            n = len(chosen)
-            if n > 1:
-                x = np.asarray(vectors[chosen], dtype=np.float64)
-                x -= x.mean(0)
-                packed[i] = (x.T @ x)[rows, columns] * scale / (n * (n - 1))
-        return packed
 
     for i in blocks:
         cov = covariances(i)

@@ -217,7 +217,9 @@ def test_emergent_geometry_keeps_its_correction_ungated(cells):
 
 @pytest.mark.parametrize(("share", "closes"), [(0.0, True), (0.05, True), (0.6, False)])
 def test_gate_closes_unless_the_correction_takes_away_much_of_the_error(share, closes, cells, monkeypatch):
-    monkeypatch.setattr("scgde._module_sets.held_out_sets", lambda sources, *_: torch.ones(len(sources), dtype=torch.bool))
+    monkeypatch.setattr(
+        "scgde._module_sets.held_out_sets", lambda sources, *_: torch.ones(len(sources), dtype=torch.bool)
+    )
     module, batch = make_module(cells), make_batch(cells)
     encoder = module.set_encoder
     right = encoder.straight_and_correction(batch["u_mean"], batch["segment"], None, K)[0].detach()

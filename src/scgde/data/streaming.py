@@ -39,20 +39,26 @@ class StreamedRows:
         Folder, for messages.
     columns
         Columns in the order of the model, and None where they are in order.
+    cells
+        The cells from ``cells[0]`` to ``cells[1]`` only, which are then numbered from 0; pointers of others are not read.
     """
 
-    def __init__(self, group: Any, path: str, columns: np.ndarray | None = None) -> None:
+    def __init__(
+        self, group: Any, path: str, columns: np.ndarray | None = None, cells: tuple[int, int] | None = None
+    ) -> None:
         self.path, self.columns = path, columns
         self.is_sparse = group.attrs.get("encoding-type") == "csr_matrix"
         if self.is_sparse:
             # zarr hands every so many chunks to its event loop, one at a time by default
             with zarr.config.set({"codec_pipeline.batch_size": CHUNKS_AT_ONCE}):
                 self._data, self._indices = group["data"], group["indices"]
-            self.indptr = np.asarray(group["indptr"][:], dtype=np.int64)
             n_rows, self._width = (int(n) for n in group.attrs["shape"])
+            self._first, last = (0, n_rows) if cells is None else cells
+            self.indptr = np.asarray(group["indptr"][self._first : last + 1], dtype=np.int64)
+            n_entries = self._data.shape[0]
             if (
-                len(self.indptr) != n_rows + 1
-                or self.indptr[-1] != self._data.shape[0]
+                len(self.indptr) != last - self._first + 1
+                or (self.indptr[-1] != n_entries if last == n_rows else self.indptr[-1] > n_entries)
                 or (np.diff(self.indptr) < 0).any()
             ):
                 message = f"{path}: the row pointers of X do not fit its entries; write the folder again."
@@ -60,8 +66,9 @@ class StreamedRows:
         else:
             self._data = group
             n_rows, self._width = group.shape
+            self._first, last = (0, n_rows) if cells is None else cells
             self.indptr = np.empty(0, dtype=np.int64)
-        self._n_rows = n_rows
+        self._n_rows = last - self._first
         self._ahead: tuple[int, int, Any] = (0, 0, None)
 
     @property
@@ -77,7 +84,7 @@ class StreamedRows:
     @property
     def cells_per_entry(self) -> float:
         """Cells for each stored entry, on average."""
-        per_cell = self.indptr[-1] / max(self._n_rows, 1) if self.is_sparse else self._width
+        per_cell = (self.indptr[-1] - self.indptr[0]) / max(self._n_rows, 1) if self.is_sparse else self._width
         return 1 / max(float(per_cell), 1.0)
 
     @property
@@ -105,7 +112,7 @@ class StreamedRows:
 
     def _read(self, start: int, stop: int) -> Any:
         if not self.is_sparse:
-            return np.asarray(self._data[start:stop])
+            return np.asarray(self._data[self._first + start : self._first + stop])
         first, last = int(self.indptr[start]), int(self.indptr[stop])
         values, indices = np.asarray(self._data[first:last], dtype=np.float32), self._indices[first:last]
         if len(indices) and (indices.min() < 0 or indices.max() >= self._width):
@@ -252,9 +259,9 @@ class StreamedCells:
         """Some columns of the annotation."""
         return pd.DataFrame({key: self.column(key) for key in keys}, index=pd.RangeIndex(self.n_obs))
 
-    def rows(self, columns: np.ndarray | None = None) -> StreamedRows:
-        """Rows of the cells, their columns taken in the given order."""
-        return StreamedRows(self._group["X"], self.path, columns)
+    def rows(self, columns: np.ndarray | None = None, cells: tuple[int, int] | None = None) -> StreamedRows:
+        """Rows of the cells, or of the cells from ``cells[0]`` to ``cells[1]``, their columns taken in the given order."""
+        return StreamedRows(self._group["X"], self.path, columns, cells)
 
     def _index(self, name: str) -> pd.Index:
         from anndata.io import read_elem
