@@ -65,7 +65,7 @@ class ResumePoint(pl.Callback):
                 partial.unlink(missing_ok=True)
 
     def on_save_checkpoint(self, trainer: pl.Trainer, plan: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
-        data = getattr(getattr(trainer.logger, "experiment", None), "data", None) or {}
+        data = _recorded(trainer) or {}
         history = {
             name: {"index": frame.index.tolist(), "values": frame[name].tolist(), "axis": frame.index.name}
             for name, frame in data.items()
@@ -73,12 +73,18 @@ class ResumePoint(pl.Callback):
         checkpoint[_RUN] = {"settings": self.settings, "history": history}
 
     def on_load_checkpoint(self, trainer: pl.Trainer, plan: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
-        data = getattr(getattr(trainer.logger, "experiment", None), "data", None)
+        data = _recorded(trainer)
         if data is None:
             return
         for name, values in checkpoint[_RUN]["history"].items():
             index = pd.Index(values["index"], name=values["axis"])
             data[name] = pd.DataFrame({name: values["values"]}, index=index, dtype=object)
+
+
+def _recorded(trainer: pl.Trainer) -> dict[str, pd.DataFrame] | None:
+    """What scvi-tools' logger has recorded; None on processes but the first, and with other loggers."""
+    data = getattr(getattr(trainer.logger, "experiment", None), "data", None)
+    return data if isinstance(data, dict) else None
 
 
 class CarefulTrainer(Trainer):
@@ -96,6 +102,27 @@ class CarefulRunner(TrainRunner):
     """Runner with such a trainer."""
 
     _trainer_cls = CarefulTrainer
+
+
+def check_folder(folder: str | os.PathLike, every: int) -> None:
+    """Make the folder of checkpoints, and remove what killed processes left half-written there.
+
+    Raises
+    ------
+    ValueError
+        If ``every`` is not a positive integer, or there is a file of the folder's name.
+    """
+    if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+        message = f"checkpoint_every={every!r} must be a positive integer: steps from one checkpoint to the next."
+        raise ValueError(message)
+    if os.path.exists(folder) and not os.path.isdir(folder):
+        message = f"checkpoint_dir={os.fspath(folder)!r} is a file; name a folder."
+        raise ValueError(message)
+    os.makedirs(folder, exist_ok=True)
+    for partial in Path(folder).glob("training.*.partial"):
+        number = partial.name.split(".")[1]
+        if number.isdecimal() and not os.path.exists(f"/proc/{number}"):
+            partial.unlink(missing_ok=True)
 
 
 def find_checkpoint(folder: str | os.PathLike) -> dict[str, Any] | None:

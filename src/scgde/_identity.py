@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -37,3 +38,22 @@ def trained_cells(model: Any) -> np.ndarray:
         )
         raise ValueError(message)
     return np.sort(np.concatenate([model.train_indices_, model.validation_indices_])).astype(np.int64)
+
+
+def digest(values: np.ndarray) -> str:
+    """Digest of numbers."""
+    return hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest()
+
+
+def describe_setup(registry: dict) -> str:
+    """Digest of how cells were set up: columns, labels, categories and genes, and not how many cells there were."""
+    fields = {}
+    for name, entry in registry["field_registries"].items():
+        state = {k: v for k, v in entry["state_registry"].items() if k != "n_obs"}
+        fields[name] = {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in sorted(state.items())}
+    content = json.dumps([registry["setup_args"], fields], default=_plain, sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    return value.tolist() if hasattr(value, "tolist") else str(value)

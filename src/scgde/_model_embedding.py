@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -18,7 +17,7 @@ from scgde._model_writing import WritingMixin, population_frame
 from scgde.data import CellTable, cell_table
 from scgde.data.cells import check_counts, subset_codes
 from scgde.data.populations import as_label, constant_columns
-from scgde.data.streaming import StreamedCells, check_stored_counts
+from scgde.data.streaming import StreamedCells, as_cells, check_stored_counts
 from scgde.generation import find_labels
 from scgde.inference import (
     Embedding,
@@ -61,8 +60,7 @@ class EmbeddingMixin(WritingMixin):
                 message = "This model was loaded without its AnnData; pass adata=."
                 raise ValueError(message)
             adata = self.adata
-        if isinstance(adata, str | os.PathLike):
-            adata = StreamedCells(adata)
+        adata = as_cells(adata)
         if isinstance(adata, StreamedCells):
             check_stored_counts(adata, self.gene_likelihood_)
         table = cell_table(adata, self.registry_)

@@ -11,6 +11,7 @@ import torch
 from scgde._model_decoding import DecodingMixin, check_count, check_library_size
 from scgde._sparse import supports_sparse
 from scgde.data.populations import column_labels
+from scgde.data.streaming import as_cells
 from scgde.generation import (
     CellContexts,
     embed_with_contexts,
@@ -225,7 +226,7 @@ class GenerationMixin(DecodingMixin):
         mean = np.mean(draws, axis=0)
         if return_numpy:
             return mean
-        source = self.adata if adata is None else adata
+        source = self.adata if adata is None else as_cells(adata)
         assert source is not None
         cells = source.obs_names if indices is None else source.obs_names[np.asarray(indices)]
         return pd.DataFrame(mean, index=cells, columns=np.asarray(self._variables())[genes])

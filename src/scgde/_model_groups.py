@@ -9,6 +9,7 @@ import pandas as pd
 import torch
 
 from scgde.data.populations import as_keys, population_labels
+from scgde.data.streaming import as_cells
 from scgde.encoders.residual import ResidualEncoder
 from scgde.inference import coordinate_names
 from scgde.moments import PopulationMoments, moment_size
@@ -100,6 +101,7 @@ class GroupsMixin:
         encoder = ResidualEncoder(n_components, min(z.shape[1], moment_size(n_components)), n_hidden=2).double()
         x, segment = torch.from_numpy((z - mean) @ axes), torch.from_numpy(codes)
         encoder.fit(x, segment, PopulationMoments.from_cells(x, segment, len(labels)), int(np.bincount(codes).max()))
+        adata = as_cells(adata)
         table = self._population_table(adata, indices, batch_size)
         z, codes, labels, n_cells = _grouped(table, self.adata if adata is None else adata, columns)
         x, segment = torch.from_numpy((z - mean) @ axes), torch.from_numpy(codes)

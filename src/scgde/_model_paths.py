@@ -10,6 +10,7 @@ import pandas as pd
 
 from scgde._constants import LABEL_SEPARATOR, OWN_PREFIX
 from scgde._model_decoding import DecodingMixin, check_count, check_library_size
+from scgde.data.streaming import as_cells
 from scgde.generation import (
     CellContexts,
     RowContexts,
@@ -187,6 +188,7 @@ class PathsMixin(DecodingMixin):
             )
             raise TypeError(message)
         rng, generator = self._randomness(seed)
+        adata = as_cells(adata)
         table = self._table(adata)
         if table.n_cells == 0:
             message = "adata has no cells; give at least one to transport."
@@ -296,8 +298,8 @@ class PathsMixin(DecodingMixin):
         check_count("n_samples", n_samples, "draws for each pair of a cell and a population")
         if batch_size is not None:
             check_count("batch_size", batch_size, "pairs of a cell and a population per pass")
-        cells = self.adata if adata is None else adata
-        table = self._table(adata)
+        cells = self.adata if adata is None else as_cells(adata)
+        table = self._table(cells)
         rows = np.arange(table.n_cells) if indices is None else np.arange(table.n_cells)[np.asarray(indices)]
         if populations is None:
             labels, z = list(self.populations_["labels"]), np.asarray(self.populations_["z"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,7 +25,6 @@ from scgde.data.streamed_table import streamed_registry
 from scgde.data.streaming import StreamedCells
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Sequence
 
     from anndata import AnnData
@@ -93,6 +93,11 @@ class SetupMixin:
             If no cell has a population, rows are not finite, names are not unique, or the AnnData is a view or not in
             memory.
         """
+        if isinstance(adata, StreamedCells | str | os.PathLike):
+            message = (
+                "Cells on disk are set up by GDEModel.setup_zarr; an .h5ad file is read first: anndata.read_h5ad(path)."
+            )
+            raise TypeError(message)
         setup_method_args = cls._get_setup_method_args(**locals())
         if adata.is_view:
             message = "adata is a view of another AnnData; copy it first: `adata = adata.copy()`."

@@ -14,8 +14,8 @@ import torch
 from scvi import settings
 
 from scgde._checkpoints import NAME as CHECKPOINT_NAME
-from scgde._checkpoints import CarefulRunner, ResumePoint, check_settings, find_checkpoint
-from scgde._identity import fingerprint
+from scgde._checkpoints import CarefulRunner, ResumePoint, check_folder, check_settings, find_checkpoint
+from scgde._identity import describe_setup, digest, fingerprint
 from scgde.components import CellComponents
 from scgde.contrasts import Contrasts
 from scgde.data import PopulationDataModule
@@ -62,6 +62,7 @@ class TrainingMixin:
     train_indices_: Any
     validation_indices_: Any
     test_indices_: Any
+    _is_interrupted = False
 
     if TYPE_CHECKING:
 
@@ -144,7 +145,10 @@ class TrainingMixin:
             message = "This model has no AnnData to train on; load it with one, or make a new model."
             raise ValueError(message)
         seed = settings.seed if seed is None else seed
-        saved = None if checkpoint_dir is None else find_checkpoint(checkpoint_dir)
+        saved = None
+        if checkpoint_dir is not None:
+            check_folder(checkpoint_dir, checkpoint_every)
+            saved = find_checkpoint(checkpoint_dir)
         if saved is not None and seed is None:
             seed = saved["seed"]
         if seed is None and _several_processes(trainer_kwargs.get("strategy")):
@@ -212,7 +216,17 @@ class TrainingMixin:
             facts = {
                 "seed": seed,
                 "cells": "" if self.adata is None else fingerprint(self.adata),
-                "n_train": datamodule.n_train,
+                "counts": digest(datamodule.table.totals(datamodule.table.sample(datamodule.train_idx, 1000, 0))),
+                "training cells": digest(datamodule.train_idx),
+                "validation cells": digest(datamodule.val_idx),
+                "set-up": describe_setup(self.registry_),
+                "gene_likelihood": self.gene_likelihood_,  # type: ignore[attr-defined]
+                "early_stopping": bool(early_stopping),
+                "plan_kwargs": {
+                    name: value if isinstance(value, str | int | float | bool | None) else type(value).__name__
+                    for name, value in sorted(options.items())
+                },
+                "trained before": bool(self.is_trained_ and not self._is_interrupted),
                 "epochs": [epochs.cells, epochs.sets],
                 "batch_size": datamodule.batch_size,
                 "populations_per_batch": datamodule.sampler.populations_per_batch,
@@ -222,8 +236,8 @@ class TrainingMixin:
             }
             if saved is not None:
                 check_settings(saved, facts, checkpoint_dir)
+                logger.info(f"Training goes on from the checkpoint in {os.fspath(checkpoint_dir)!r}.")
                 trainer_kwargs["ckpt_path"] = os.fspath(Path(checkpoint_dir) / CHECKPOINT_NAME)
-            os.makedirs(checkpoint_dir, exist_ok=True)
             callbacks.append(ResumePoint(checkpoint_dir, checkpoint_every, facts))
         trainer_kwargs["callbacks"] = callbacks
         if datamodule.n_val:
@@ -301,6 +315,7 @@ class TrainingMixin:
                 warnings.warn(message, UserWarning, stacklevel=3)
             else:
                 finish_population_phase(self.module, data)
+            self._is_interrupted = False
             return
         except (KeyboardInterrupt, SystemExit, RuntimeError) as stop:
             # Lightning turns Ctrl-C into SystemExit(1) and ignores further ones: both would end a notebook's kernel. Between
@@ -315,6 +330,7 @@ class TrainingMixin:
             f"Training was interrupted in epoch {runner.trainer.current_epoch + 1} of {plan.epochs.total}, in the {phase} "
             "phase. The model keeps what it has learned and is usable; call train() again to train further."
         )
+        self._is_interrupted = True
         if plan.in_cell_phase:
             prepare_population_phase(self.module, data)
         else:
@@ -332,6 +348,8 @@ class TrainingMixin:
             setattr(self, attribute, np.asarray(getattr(self, attribute), dtype=np.int64))
         self.cells_ = "" if self.adata is None else fingerprint(self.adata)
         self._remember_populations(data)
+        # a model keeps its trainer, and that the file of latents
+        data.latent = None
 
 
 def _several_processes(strategy: Any) -> bool:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-import os
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from scgde.data.embedding_store import EmbeddingStore
-from scgde.data.streaming import StreamedCells
+from scgde.data.streaming import StreamedCells, as_cells
 from scgde.inference import coordinate_names
 
 if TYPE_CHECKING:
@@ -55,8 +54,10 @@ class WritingMixin:
             ``populations``) and ``params``.
         """
         target = self.adata if adata is None else adata
-        if isinstance(target, str | os.PathLike):
-            target = StreamedCells(target)
+        target = as_cells(target)
+        if not isinstance(key_added, str) or not key_added or "/" in key_added:
+            message = f"key_added={key_added!r} must be a string without '/'."
+            raise ValueError(message)
         if target is not None and target.is_view:
             message = "adata is a view; results would be written to a copy. Copy it first: `adata = adata.copy()`."
             raise ValueError(message)

@@ -121,10 +121,13 @@ def embed(
         cells and their vectors as they come.
     """
     latents = u if callable(u) else lambda members: u[torch.from_numpy(members)]
-    present, dense = np.unique(codes, return_inverse=True)
-    if present[0] == UNASSIGNED_CODE:
-        present, dense = present[1:], dense - 1
-    sizes = np.bincount(dense[dense >= 0], minlength=len(present))
+    # few arrays as long as there are cells: millions may be
+    counts = np.bincount(codes + 1)[1:] if len(codes) else np.zeros(0, dtype=np.int64)
+    present = np.flatnonzero(counts)
+    sizes = counts[present]
+    place = np.full(len(counts) + 1, UNASSIGNED_CODE)
+    place[present + 1] = np.arange(len(present))
+    dense = place[codes + 1]
     width = encoder.n_embedding
     kept = vectors and keep_cells is True
     cells = torch.zeros((len(codes) if kept else 0, width), dtype=torch.float64)
@@ -138,8 +141,9 @@ def embed(
     z = torch.zeros((len(present), width), dtype=torch.float64)
     variance = torch.full((len(present), width), torch.nan, dtype=torch.float64)
 
-    order = np.argsort(dense, kind="stable")
-    order = order[dense[order] >= 0]
+    order = np.flatnonzero(dense >= 0)
+    if (np.diff(dense[order]) < 0).any():
+        order = order[np.argsort(dense[order], kind="stable")]
     starts = np.concatenate([[0], np.cumsum(sizes)])
     group = 0
     while group < len(present):

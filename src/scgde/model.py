@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -17,7 +18,7 @@ from scgde._model_paths import PathsMixin
 from scgde._model_setup import SetupMixin
 from scgde._model_training import TrainingMixin, check_choice
 from scgde.data.cells import check_counts, locate_matrix
-from scgde.data.streaming import StreamedCells, check_stored_counts
+from scgde.data.streaming import StreamedCells, as_cells, check_stored_counts
 from scgde.encoders import ENCODERS
 from scgde.generators import GENERATORS
 from scgde.module import GDEModule
@@ -113,6 +114,9 @@ class GDEModel(
         generator_weight: float = 1.0,
     ) -> None:
         self._cells: StreamedCells | None = None
+        if isinstance(adata, str | os.PathLike):
+            message = f"A model needs cells that are set up: GDEModel(GDEModel.setup_zarr({os.fspath(adata)!r}, ...))."
+            raise TypeError(message)
         if isinstance(adata, StreamedCells):
             if adata.registry is None:
                 message = "Set the folder up first: cells = GDEModel.setup_zarr(path, ...)."
@@ -121,7 +125,7 @@ class GDEModel(
         super().__init__(None if self._cells is not None else adata, registry)
         args = self.registry_["setup_args"]
         if gene_likelihood is None:
-            is_real = args["obsm_key"] is not None or (self._cells is not None and self._cells.info["rows"] != "counts")
+            is_real = args["obsm_key"] is not None or (self._cells is not None and not self._cells.are_counts)
             gene_likelihood = "normal" if is_real else "zinb"
         check_choice("encoder", encoder, ENCODERS)
         check_choice("generator", generator, GENERATORS)
@@ -187,10 +191,21 @@ class GDEModel(
         if adata is None:
             message = "adata cannot be None."
             raise ValueError(message)
+        adata = as_cells(adata)
         if isinstance(adata, StreamedCells):
             self._attach(adata)
             return
         self._attach(self._validate_anndata(adata))
+
+    def get_var_names(self, legacy_mudata_format: bool = False) -> Any:
+        """Names of the model's variables.
+
+        Parameters
+        ----------
+        legacy_mudata_format
+            Of no meaning here; a parameter of scvi-tools.
+        """
+        return np.asarray(self._variables())
 
     def _attach(self, adata: AnnData | StreamedCells) -> None:
         """Make a registered AnnData, or cells on disk, the model's own; the registry, and so the order of genes, stays the model's."""

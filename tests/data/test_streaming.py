@@ -74,6 +74,14 @@ def test_rows_do_not_depend_on_how_much_is_read_at_once(store, in_memory, monkey
         np.testing.assert_array_equal(matrix[block].toarray(), in_memory.X[block].toarray())
 
 
+def test_rows_of_matrices_with_two_types_of_indices_are_taken_as_quickly(in_memory):
+    before = in_memory.X[::3].toarray()
+    in_memory.X.indptr = in_memory.X.indptr.astype(np.int64)
+    table = scgde.GDEModel(in_memory, **SMALL)._table()
+    assert table.matrix.indptr.dtype == table.matrix.indices.dtype and table.matrix.data is in_memory.X.data
+    np.testing.assert_array_equal(table.rows(np.arange(0, table.n_cells, 3)), before)
+
+
 def test_registry_is_that_of_the_cells_in_memory(store, in_memory):
     mine = streamed(store)
     theirs = scgde.GDEModel(in_memory, **SMALL)
@@ -135,7 +143,7 @@ def test_every_training_cell_comes_once_in_an_epoch_in_another_order_each_time(s
     train = np.flatnonzero(np.arange(table.n_cells) % 4)
     stream = CellStream(table, train, seed=5)
     n = 12
-    assert len(stream.buffers(0)) > 2
+    assert len(stream.buffers(0, 100)) > 2
     epochs = [list(stream.batches(epoch, n)) for epoch in (0, 1)]
     for batches in epochs:
         assert len(batches) == n
@@ -344,3 +352,109 @@ def test_what_is_interrupted_leaves_the_folder_as_it_was(trained, copy, monkeypa
         trained[0].embed_populations(copy)
     np.testing.assert_array_equal(ad.read_zarr(copy).obsm["X_gde"], before)
     assert [p.name for p in copy.parent.iterdir()] == [copy.name]
+
+
+# ------------------------------------------------------------------ what changes under a model
+
+
+def test_a_file_that_is_lost_after_opening_is_told(copy):
+    model = streamed(copy)
+    model.train(2, seed=0, **LIGHTNING)
+    for name in ("obs/batch/codes", "X/data"):
+        file = chunks(copy, name)[0]
+        content = file.read_bytes()
+        file.unlink()
+        with pytest.raises(DamagedStoreError, match=name):
+            model.get_population_adata()
+        file.write_bytes(content)
+    assert len(model.get_population_adata()) == 12
+
+
+def test_a_folder_that_is_written_anew_is_not_taken_for_the_old_one(copy, in_memory):
+    model = streamed(copy)
+    scgde.pp.write_populations(in_memory[::2].copy(), copy, overwrite=True, progress=False)
+    with pytest.raises(DamagedStoreError, match="written anew"):
+        model.train(2, seed=0, **LIGHTNING)
+    shutil.rmtree(copy)
+    with pytest.raises(DamagedStoreError, match="gone"):
+        model._table()
+
+
+def test_batches_larger_than_a_buffer_still_take_every_cell(store, monkeypatch):
+    monkeypatch.setattr(streamed_table, "CELLS_PER_BUFFER", 30)
+    table = streamed(store)._table()
+    stream = CellStream(table, np.arange(table.n_cells), seed=1)
+    for n in (1, 2, 3, 7):
+        batches = [cells for cells, _ in stream.batches(0, n)]
+        assert len(batches) == n
+        np.testing.assert_array_equal(np.sort(np.concatenate(batches)), np.arange(table.n_cells))
+
+
+def test_the_labels_of_cells_in_no_population_are_those_of_the_folder(tmp_path, make_cells):
+    adata = make_cells(6)
+    adata.obs["number"] = pd.factorize(adata.obs["population"])[0]
+    scgde.pp.write_populations(adata, tmp_path / "n.zarr", "number", unassigned=0, progress=False)
+    for key, unassigned in ((None, None), ("number", None), ("number", 0), ("number", "0")):
+        cells = scgde.GDEModel.setup_zarr(tmp_path / "n.zarr", key, unassigned=unassigned)
+        assert scgde.GDEModel(cells, **SMALL).summary_stats.n_population == 5
+    assert (
+        scgde.GDEModel(
+            scgde.GDEModel.setup_zarr(tmp_path / "n.zarr", unassigned=[]), **SMALL
+        ).summary_stats.n_population
+        == 6
+    )
+
+
+def test_whole_numbers_of_obsm_are_no_counts_by_default(in_memory, tmp_path):
+    in_memory.obsm["protein"] = np.arange(in_memory.n_obs * 3).reshape(-1, 3) % 7
+    scgde.pp.write_populations(in_memory, tmp_path / "p.zarr", obsm_key="protein", progress=False)
+    cells = scgde.GDEModel.setup_zarr(tmp_path / "p.zarr")
+    assert scgde.GDEModel(cells, n_embedding=6, n_hidden=16).gene_likelihood_ == "normal"
+
+
+def test_methods_that_need_more_than_rows_take_a_path_too(trained, store):
+    model = trained[0]
+    labels = model.get_population_embedding().index
+    moved = model.transport(str(store), labels[0], labels[1], seed=0)
+    assert moved.obs["gde_source_cell"].tolist() == model.adata.obs_names.tolist()
+    assert model.get_log_likelihood(str(store), indices=[1]).index[0] == model.adata.obs_names[1]
+    expression = model.get_normalized_expression(store, indices=[0, 3])
+    assert expression.index.tolist() == model.adata.obs_names[[0, 3]].tolist()
+
+
+def test_misplaced_cells_are_told_where_they_belong(store):
+    for misplaced in (str(store), scgde.GDEModel.setup_zarr(store)):
+        with pytest.raises(TypeError, match="setup_zarr"):
+            scgde.GDEModel.setup_anndata(misplaced)
+    with pytest.raises(TypeError, match="setup_zarr"):
+        scgde.GDEModel(str(store))
+    with pytest.raises(ValueError, match="key_added"):
+        streamed(store).embed_populations(key_added="a/b")
+
+
+def test_a_large_population_is_embedded_in_blocks(monkeypatch):
+    from scgde.encoders import ENCODERS, base
+
+    encoder = ENCODERS["residual"](4, 6, 16).eval()
+    u = torch.randn(500, 4, generator=torch.Generator().manual_seed(0))
+    codes = torch.arange(500) // 350
+    whole = encoder.influence(u, codes, 2)
+    monkeypatch.setattr(base, "_CELLS_PER_BLOCK", 64)
+    for mine, theirs in zip(encoder.influence(u, codes, 2), whole, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_latents_are_read_whole_where_the_system_reads_less(monkeypatch):
+    import os
+
+    from scgde.data import latents
+
+    file = latents.FileLatents(50, 3)
+    mean = torch.arange(150.0).reshape(50, 3)
+    file.write(0, mean, -mean)
+    file.flush()
+    read = os.pread
+    monkeypatch.setattr(latents.os, "pread", lambda fd, n, at: read(fd, min(n, 100), at))
+    found = file.rows(np.array([40, 3, 4, 49]))
+    torch.testing.assert_close(found[0], mean[[40, 3, 4, 49]])
+    torch.testing.assert_close(found[1], -mean[[40, 3, 4, 49]])

@@ -81,7 +81,7 @@ TRAINING = """
     cells = scgde.GDEModel.setup_zarr(sys.argv[1])
     model = scgde.GDEModel(cells, n_latent=4, n_embedding=6, n_hidden=16)
     model.train(6, strategy="ddp", devices=2, accelerator="cpu", batch_size=32, populations_per_batch=4,
-                enable_progress_bar=False)
+                enable_progress_bar=False, early_stopping=True, checkpoint_dir=sys.argv[2] + "/checkpoints", checkpoint_every=3)
     torch.save(model.module.state_dict(), f"{sys.argv[2]}/{model.trainer.global_rank}.pt")
 """
 
@@ -132,6 +132,7 @@ def test_training_in_two_processes_ends_with_one_model(tmp_path, make_cells):
     script = tmp_path / "script.py"
     script.write_text(textwrap.dedent(TRAINING))
     finish(run(script, tmp_path / "cells.zarr", tmp_path, cwd=tmp_path))
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["training.ckpt"]
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     for name, value in first.items():
         torch.testing.assert_close(second[name], value, rtol=0, atol=0)

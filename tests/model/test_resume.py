@@ -93,6 +93,56 @@ def test_a_checkpoint_of_another_run_is_refused_and_says_what_differs(store, tmp
         trained(store, checkpoint_dir=tmp_path, batch_size=16)
 
 
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [({"plan_kwargs": {"lr_cells": 1e-4}}, "plan_kwargs"), ({"early_stopping": False}, "early_stopping")],
+)
+def test_a_checkpoint_of_other_options_is_refused(store, tmp_path, options, named):
+    trained(store, checkpoint_dir=tmp_path, checkpoint_every=3)
+    with pytest.raises(ValueError, match=named):
+        trained(store, checkpoint_dir=tmp_path, **options)
+
+
+def test_a_checkpoint_of_other_genes_counts_or_populations_is_refused(make_cells, tmp_path):
+    def model_of(change):
+        adata = make_cells(6)
+        change(adata)
+        scgde.GDEModel.setup_anndata(adata)
+        return scgde.GDEModel(adata, **SMALL)
+
+    def rename(adata):
+        adata.var_names = [f"other{i}" for i in range(adata.n_vars)]
+
+    def recount(adata):
+        adata.X = adata.X * 2
+
+    def relabel(adata):
+        adata.obs["population"] = "x" + adata.obs["population"].astype(str)
+
+    model_of(lambda adata: None).train(4, seed=0, checkpoint_dir=tmp_path, checkpoint_every=1, **LIGHTNING)
+    for change, named in ((rename, "set-up"), (recount, "counts"), (relabel, "set-up")):
+        with pytest.raises(ValueError, match=named):
+            model_of(change).train(4, seed=0, checkpoint_dir=tmp_path, **LIGHTNING)
+
+
+def test_further_training_does_not_go_on_from_the_end_of_the_last(store, tmp_path):
+    model = trained(store, checkpoint_dir=tmp_path, checkpoint_every=3)
+    with pytest.raises(ValueError, match="trained before"):
+        model.train(EPOCHS, seed=3, checkpoint_dir=tmp_path, early_stopping=True, **LIGHTNING)
+
+
+@pytest.mark.parametrize("every", [0, -1, 2.5, True])
+def test_steps_between_checkpoints_are_checked_first(store, tmp_path, every):
+    with pytest.raises(ValueError, match="checkpoint_every"):
+        trained(store, checkpoint_dir=tmp_path, checkpoint_every=every)
+
+
+def test_what_a_killed_process_left_is_removed(store, tmp_path):
+    (tmp_path / "training.999999999.partial").write_bytes(b"half")
+    trained(store, checkpoint_dir=tmp_path, checkpoint_every=3)
+    assert [p.name for p in tmp_path.iterdir()] == ["training.ckpt"]
+
+
 def test_without_a_seed_that_of_the_checkpoint_is_used(store, tmp_path):
     trained(store, checkpoint_dir=tmp_path, checkpoint_every=3)
     assert trained(store, checkpoint_dir=tmp_path, seed=None).seed_ == 3

@@ -63,6 +63,7 @@ def test_what_is_read_back_is_the_input_in_another_order(tmp_path, small_chunks,
         "n_vars": 40,
         "n_populations": codes.max() + 1,
         "rows": "counts",
+        "obsm_key": None,
         "seed": 3,
         "names": fingerprint(found),
         "complete": True,
@@ -94,7 +95,7 @@ def test_encoding_of_sparse_rows(tmp_path, small_chunks, monkeypatch, max_entrie
 
     np.testing.assert_array_equal(found.X.toarray(), np.stack([expected[n] for n in found.obs_names]))
     group = zarr.open_group(tmp_path / "out.zarr", mode="r")["X"]
-    assert [group[n].dtype for n in ("data", "indices", "indptr")] == ["float32", "int32", "int64"]
+    assert [group[n].dtype for n in ("data", "indices", "indptr")] == ["float32", "int32", "int32"]
     assert group["data"].chunks == (100,) and group["data"].shards == (500,)
     indices, indptr = group["indices"][:], group["indptr"][:]
     assert (group["data"][:] != 0).all() and indptr[0] == 0 and indptr[-1] == len(indices)

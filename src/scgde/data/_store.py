@@ -149,10 +149,12 @@ class StoreWriter:
         """Writers of ``data``, ``indices`` and ``indptr`` of ``X`` in CSR format."""
         group = self._group("X", "csr_matrix", "0.1.0", shape=list(shape))
         entries, pointers = (n_entries,), (shape[0] + 1,)
+        # SciPy slices matrices whose pointers and indices are of one type only
+        wide = np.int64 if n_entries > np.iinfo(np.int32).max else np.int32
         return {
             "data": ArrayWriter(group, "data", entries, np.float32, chunk=CHUNK_ENTRIES, fill_value=np.nan),
             "indices": ArrayWriter(group, "indices", entries, np.int32, chunk=CHUNK_ENTRIES, fill_value=-1),
-            "indptr": ArrayWriter(group, "indptr", pointers, np.int64, chunk=CHUNK_CELLS, fill_value=-1),
+            "indptr": ArrayWriter(group, "indptr", pointers, wide, chunk=CHUNK_CELLS, fill_value=-1),
         }
 
     def dense_rows(self, shape: tuple[int, int]) -> ArrayWriter:

@@ -149,7 +149,7 @@ def cell_table(adata: AnnData | StreamedCells, registry: dict) -> CellTable:
             )
             raise ValueError(message)
     if sp.issparse(matrix):
-        matrix = matrix.tocsr()
+        matrix = _with_one_index_type(matrix.tocsr())
     check_finite(matrix)
 
     field_state = state["population"]
@@ -167,6 +167,17 @@ def cell_table(adata: AnnData | StreamedCells, registry: dict) -> CellTable:
         obs=adata.obs,
         var_names=expected,
     )
+
+
+def _with_one_index_type(matrix: sp.csr_matrix) -> sp.csr_matrix:
+    """The same entries with pointers and indices of one type: SciPy copies all of them whenever rows are taken from others."""
+    if matrix.indptr.dtype == matrix.indices.dtype:
+        return matrix
+    wide = np.int64 if matrix.nnz > np.iinfo(np.int32).max else np.int32
+    same = sp.csr_matrix(matrix.shape, dtype=matrix.dtype)
+    same.data = matrix.data
+    same.indices, same.indptr = (a.astype(wide, copy=False) for a in (matrix.indices, matrix.indptr))
+    return same
 
 
 def read_covariates(
@@ -369,7 +380,7 @@ def subset_codes(table: CellTable, indices: np.ndarray | None) -> tuple[np.ndarr
     Boolean masks and negative positions are accepted as NumPy does.
     """
     rows = np.arange(table.n_cells) if indices is None else np.arange(table.n_cells)[np.asarray(indices)]
-    codes = table.codes[rows]
+    codes = table.codes if indices is None else table.codes[rows]
     if (codes != UNASSIGNED_CODE).sum() == 0:
         message = "None of the given cells is in a population."
         raise ValueError(message)

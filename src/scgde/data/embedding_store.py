@@ -41,7 +41,10 @@ class EmbeddingStore:
         self.cells, self.key, self.width = cells, key, width
 
     def __enter__(self) -> Self:
-        folder = Path(self.cells.path).absolute()
+        folder = Path(self.cells.path).resolve()
+        if not os.access(folder, os.W_OK):
+            message = f"{str(folder)!r} cannot be written to; copy it to where you may write."
+            raise PermissionError(message)
         try:
             self._partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.embedding-", dir=folder.parent))
         except OSError as error:

@@ -75,8 +75,22 @@ class FileLatents(Latents):
         bounds = np.concatenate([[0], np.flatnonzero(np.diff(wanted) > _GAP) + 1, [len(wanted)]])
         for start, stop in zip(bounds[:-1], bounds[1:], strict=True):
             first, n = int(wanted[start]), int(wanted[stop - 1] - wanted[start]) + 1
-            content = os.pread(self._file.fileno(), n * self._width * 4, first * self._width * 4)
-            part = np.frombuffer(content, dtype=np.float32).reshape(n, self._width)
+            part = np.frombuffer(self._read(first * self._width * 4, n * self._width * 4), dtype=np.float32)
+            part = part.reshape(n, self._width)
             block[order[start:stop]] = part[wanted[start:stop] - first]
         both = torch.from_numpy(block)
         return both[:, : self.n_latent], both[:, self.n_latent :]
+
+    def _read(self, start: int, n: int) -> bytes:
+        content = os.pread(self._file.fileno(), n, start)
+        if len(content) == n:
+            return content
+        # systems read two gigabytes at once at most
+        parts = [content]
+        while (done := sum(map(len, parts))) < n:
+            part = os.pread(self._file.fileno(), n - done, start + done)
+            if not part:
+                message = "The file of latents is shorter than it was written; is the disk full?"
+                raise OSError(message)
+            parts.append(part)
+        return b"".join(parts)

@@ -73,24 +73,25 @@ class CellStream:
         self.bounds = table.read_runs()
         self.first = np.searchsorted(train_idx, self.bounds)
 
-    def buffers(self, epoch: int, rank: int = 0, world_size: int = 1) -> list[np.ndarray]:
-        """Runs of each buffer of an epoch, for one of several processes."""
+    def buffers(self, epoch: int, n_batches: int, rank: int = 0, world_size: int = 1) -> list[np.ndarray]:
+        """Runs of each buffer of an epoch, for one of several processes; each is of one batch at least."""
         counts = np.diff(self.first)
         runs = np.random.default_rng([self.seed, epoch]).permutation(np.flatnonzero(counts))
         if len(runs) >= world_size:
             runs = runs[rank::world_size]
         n_buffers = int(np.ceil(counts[runs].sum() / self.table.cells_per_buffer))
-        return np.array_split(runs, min(max(n_buffers, 1), max(len(runs), 1)))
+        return np.array_split(runs, min(max(n_buffers, 1), max(len(runs), 1), n_batches))
 
     def batches(
         self, epoch: int, n_batches: int, start: int = 0, rank: int = 0, world_size: int = 1
     ) -> Iterator[tuple[np.ndarray, Any]]:
         """Cells and rows of the batches of an epoch from number ``start`` on."""
-        buffers = self.buffers(epoch, rank, world_size)
+        buffers = self.buffers(epoch, n_batches, rank, world_size)
         counts = np.diff(self.first)
         ends = np.cumsum([counts[runs].sum() for runs in buffers])
         # shares of the batches that are as even as whole numbers allow
-        last = np.round(ends / max(ends[-1], 1) * n_batches).astype(int)
+        number = np.arange(1, len(buffers) + 1)
+        last = number + np.round(ends / max(ends[-1], 1) * (n_batches - len(buffers))).astype(int)
         todo = [(i, a, b) for i, (a, b) in enumerate(zip([0, *last[:-1]], last, strict=True)) if b > max(start, a)]
         if not todo:
             return

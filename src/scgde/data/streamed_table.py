@@ -11,7 +11,7 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from scgde.data.cells import CellTable, numeric_column, read_covariates
-from scgde.data.populations import as_keys, encode_labels
+from scgde.data.populations import as_keys, as_label, encode_labels
 from scgde.data.streaming import StreamedCells, population_runs
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ class StreamedTable(CellTable):
     def __init__(self, cells: StreamedCells, registry: dict) -> None:
         from scgde.data.cells import match_genes
 
+        cells.check_unchanged()
         args = registry["setup_args"]
         state = {name: entry["state_registry"] for name, entry in registry["field_registries"].items()}
         expected = pd.Index(np.asarray(state["X"]["column_names"], dtype=object))
@@ -137,10 +138,11 @@ def streamed_registry(
     population_key, unassigned, batch_key, categorical_covariate_keys, continuous_covariate_keys, size_factor_key
         See :meth:`scgde.GDEModel.setup_anndata`; the first two are those the folder was written with by default.
     """
+    own = list(cells.info["population_key"])
+    keys = as_keys(own if population_key is None else population_key)
     if unassigned is None:
-        unassigned = list(cells.info["unassigned"]) if population_key is None else []
-    unassigned = [unassigned] if isinstance(unassigned, str) else list(unassigned)
-    keys = as_keys(list(cells.info["population_key"]) if population_key is None else population_key)
+        unassigned = list(cells.info["unassigned"]) if set(keys) <= set(own) else []
+    unassigned = [as_label(unassigned)] if np.isscalar(unassigned) else [as_label(label) for label in unassigned]
     categories = [*([batch_key] if batch_key else []), *(categorical_covariate_keys or [])]
     numbers = [*(continuous_covariate_keys or []), *([size_factor_key] if size_factor_key else [])]
     for key in [*categories, *numbers]:

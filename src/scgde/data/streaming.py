@@ -11,6 +11,8 @@ import pandas as pd
 import scipy.sparse as sp
 import zarr
 
+from scgde.data._store import STORE_KEY, missing_files, read_description
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -115,8 +117,9 @@ class StreamedRows:
             return np.asarray(self._data[self._first + start : self._first + stop])
         first, last = int(self.indptr[start]), int(self.indptr[stop])
         values, indices = np.asarray(self._data[first:last], dtype=np.float32), self._indices[first:last]
-        if len(indices) and (indices.min() < 0 or indices.max() >= self._width):
-            message = "columns that there are not"
+        # a lost file reads as NaN and -1
+        if len(indices) and (indices.min() < 0 or indices.max() >= self._width or np.isnan(values.sum())):
+            message = "entries that were never written"
             raise ValueError(message)
         block = sp.csr_matrix((stop - start, self._width), dtype=np.float32)
         # as they are: the constructor would look through the indices for a type that is large enough
@@ -182,8 +185,6 @@ class StreamedCells:
     is_view = False
 
     def __init__(self, path: str | os.PathLike) -> None:
-        from scgde.data._store import STORE_KEY, missing_files
-
         self.path = os.fspath(path)
         if not os.path.isdir(self.path):
             message = f"{self.path!r} is no folder; write it with scgde.pp.write_populations."
@@ -201,13 +202,33 @@ class StreamedCells:
                 f"sorted by population: scgde.pp.write_populations({self.path!r}, 'sorted.zarr', population_key=...)."
             )
             raise DamagedStoreError(message)
+        self._check_files()
+        self.n_obs, self.n_vars = int(self.info["n_cells"]), int(self.info["n_vars"])
+        self.registry: dict | None = None
+        """How a model reads the cells, once :meth:`scgde.GDEModel.setup_zarr` has been called."""
+
+    def _check_files(self) -> None:
         missing = missing_files(self.path)
         if missing:
             message = f"{self.path!r} is incomplete: files are missing of {missing}. Copy or write the folder again."
             raise DamagedStoreError(message)
-        self.n_obs, self.n_vars = int(self.info["n_cells"]), int(self.info["n_vars"])
-        self.registry: dict | None = None
-        """How a model reads the cells, once :meth:`scgde.GDEModel.setup_zarr` has been called."""
+
+    def check_unchanged(self) -> None:
+        """Raise unless the folder is the one that was opened, and has all of its files.
+
+        Raises
+        ------
+        DamagedStoreError
+            If it was removed, damaged or written anew.
+        """
+        now = read_description(self.path)
+        if now != self.info:
+            message = f"{self.path!r} {'is gone' if now is None else 'was written anew'} since it was opened; set it up again."
+            raise DamagedStoreError(message)
+        self._check_files()
+
+    def __deepcopy__(self, memo: dict) -> StreamedCells:
+        return self  # it is read only
 
     def __repr__(self) -> str:
         return f"StreamedCells with n_obs x n_vars = {self.n_obs} x {self.n_vars} in {self.path!r}"
@@ -229,6 +250,11 @@ class StreamedCells:
     def obs_names(self) -> pd.Index:
         """Names of the cells: the one thing here that takes a hundred bytes of memory for each."""
         return self._index("obs")
+
+    @property
+    def are_counts(self) -> bool:
+        """Whether rows are modelled as counts by default: whole numbers that did not come from ``obsm``."""
+        return self.info["rows"] == "counts" and self.info.get("obsm_key") is None
 
     @property
     def names(self) -> str:
@@ -268,6 +294,21 @@ class StreamedCells:
 
         group = self._group[name]
         return pd.Index(np.asarray(read_elem(group[group.attrs["_index"]]), dtype=object).astype(str))
+
+
+def as_cells(adata: Any) -> Any:
+    """Cells of a folder where its path is given; anything else as it is."""
+    return StreamedCells(adata) if isinstance(adata, str | os.PathLike) else adata
+
+
+def in_memory(adata: Any) -> Any:
+    """The AnnData of a folder, or of its path; anything else as it is."""
+    adata = as_cells(adata)
+    if not isinstance(adata, StreamedCells):
+        return adata
+    import anndata
+
+    return anndata.read_zarr(adata.path)
 
 
 def check_stored_counts(cells: StreamedCells, gene_likelihood: str) -> None:

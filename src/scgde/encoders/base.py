@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from scgde._segments import count_segments, segment_mean
+from scgde._segments import count_segments, segment_mean, segment_sum
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 _COST_PER_PASS = 2**25
-_CELLS_PER_BLOCK = 2**17
+_CELLS_PER_BLOCK = 2**16
 
 
 class SetEncoder(nn.Module):
@@ -266,15 +266,23 @@ class PooledEncoder(SetEncoder):
         return z.detach(), torch.stack([torch.zeros_like(pooled) if r is None else r for r in rows], dim=1)
 
     def influence(self, u: Tensor, segment: Tensor, n_sets: int) -> tuple[Tensor, Tensor]:
-        features = self.features(u)
-        pooled = segment_mean(features, segment, n_sets)
+        sizes = torch.bincount(segment, minlength=n_sets)
+        whole = len(u) <= _CELLS_PER_BLOCK
+        # features of a population of a million cells would fill memory: some at a time, twice
+        features = self.features(u) if whole else None
+        if features is not None:
+            pooled = segment_mean(features, segment, n_sets)
+        else:
+            blocks = torch.arange(len(u), device=u.device).split(_CELLS_PER_BLOCK)
+            total = sum(segment_sum(self.features(u[rows]).double(), segment[rows], n_sets) for rows in blocks)
+            pooled = (total / sizes.clamp_min(1)[:, None]).to(u.dtype)
         z, jacobian = self.head_jacobian(pooled)
-        centred = features - pooled[segment]
-        order = torch.argsort(segment, stable=True)
-        psi = torch.empty_like(z[segment])
+        psi = z.new_empty((len(u), z.shape[1]))
         # set by set: Jacobians gathered for all cells would be (cells, n_embedding, F)
-        for k, rows in enumerate(order.split(torch.bincount(segment, minlength=n_sets).tolist())):
-            psi[rows] = centred[rows] @ jacobian[k].T
+        for k, own in enumerate(torch.argsort(segment, stable=True).split(sizes.tolist())):
+            for rows in own.split(_CELLS_PER_BLOCK):
+                values = self.features(u[rows]) if features is None else features[rows]
+                psi[rows] = (values - pooled[k]) @ jacobian[k].T
         return z, psi
 
     def delete_one(self, u: Tensor, segment: Tensor, n_sets: int) -> Tensor:

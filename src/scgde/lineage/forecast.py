@@ -12,6 +12,7 @@ import pandas as pd
 from scgde._identity import trained_cells
 from scgde._model_decoding import check_count
 from scgde.data.populations import as_keys, as_label, population_labels
+from scgde.data.streaming import as_cells, in_memory
 from scgde.inference import coordinate_names
 from scgde.lineage._forecast_cells import Forecast, generated_cells, matched_cells, moved_cells, name_cells
 from scgde.lineage._forecast_evaluation import evaluate_forecasts
@@ -273,6 +274,7 @@ class Forecaster:
         if method == "match" and batch is not None:
             message = f"batch={batch!r}: matched cells are as they were observed; use method='sample' to decode under a batch."
             raise ValueError(message)
+        adata = as_cells(adata)
         forecast = self._forecast(time, lineages, adata, from_time)
         starts = np.unique(forecast.data.time[forecast.rows])
         enough = all(self._head(int(forecast.target - t)).has_donors(forecast.target) for t in starts)
@@ -335,8 +337,9 @@ class Forecaster:
         KeyError
             If a column or time is absent.
         """
+        # baselines are made of all cells
         return evaluate_forecasts(
-            self, adata, time, from_time, n_cells, batch=batch, per_lineage=per_lineage, seed=seed
+            self, in_memory(adata), time, from_time, n_cells, batch=batch, per_lineage=per_lineage, seed=seed
         )
 
     def _sources(

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from scipy.spatial.distance import cdist
 
+from scgde.data.streaming import as_cells
 from scgde.generation import RowContexts, expected_library, generate_rows
 from scgde.inference import encode_cells
 from scgde.perturbation import metrics
@@ -102,6 +103,7 @@ class EvaluationMixin(SourcesMixin):
             If a context has no control cells.
         """
         shifts = self._fitted()[1]
+        adata_truth, adata_control = as_cells(adata_truth), as_cells(adata_control)
         groups = self._truth_groups(adata_truth)
         adata_truth = self._with_population_columns(adata_truth, None)
         truth = self.model._table(adata_truth)

@@ -9,6 +9,7 @@ from anndata import AnnData
 
 from scgde._identity import trained_cells
 from scgde.data.populations import as_label
+from scgde.data.streaming import as_cells
 from scgde.perturbation._base import PredictorBase
 from scgde.perturbation._cells import MIN_REPLICATES, SourceCells
 from scgde.perturbation.design import MIN_CELLS, ONE_CONTEXT, describe
@@ -32,6 +33,7 @@ class SourcesMixin(PredictorBase):
     def _controls(self, context: Any, adata: AnnData | None, *, cells: bool = True) -> SourceCells:
         """Control cells to start from: the model's own of a context, or a user's."""
         design, shifts = self._fitted()
+        adata = as_cells(adata)
         name = None if context is None else as_label(context)
         if name is None and self.context_key is None:
             name = ONE_CONTEXT

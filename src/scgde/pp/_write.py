@@ -39,7 +39,7 @@ def write_populations(
     *,
     layer: str | None = None,
     obsm_key: str | None = None,
-    unassigned: Sequence[str] | str | None = None,
+    unassigned: Any = None,
     var_names: Sequence[str] | None = None,
     columns: Sequence[str] | None = None,
     overwrite: bool = False,
@@ -110,8 +110,11 @@ def write_populations(
     >>> scgde.pp.write_populations(["plate_1.h5ad", "plate_2.h5ad"], "atlas.zarr", ["drug", "cell_line"])
     """
     keys = as_keys(population_key)
-    unassigned = [as_label(u) for u in ([unassigned] if isinstance(unassigned, str) else unassigned or ())]
+    unassigned = [] if unassigned is None else [unassigned] if np.isscalar(unassigned) else list(unassigned)
+    unassigned = [as_label(label) for label in unassigned]
     _check_numbers(memory, seed)
+    if isinstance(var_names, str):
+        var_names = [var_names]
     sources = open_sources(adata, layer, obsm_key)
     _check_target(Path(path), sources)
     genes = _genes(sources, var_names, obsm_key)
@@ -147,6 +150,7 @@ def write_populations(
                     "n_vars": len(genes),
                     "n_populations": len(labels),
                     "rows": "counts" if summary.is_counts else "real",
+                    "obsm_key": obsm_key,
                     "seed": int(seed),
                     "names": digest,
                 }
