@@ -30,7 +30,7 @@ def store(tmp_path_factory, make_cells):
 def model(store):
     """Trained on all populations but three, so that those have codes after the others."""
     adata = ad.read_zarr(store)
-    train = adata[~adata.obs["population"].isin(["pop_0", "pop_3", "pop_5"]).to_numpy()].copy()
+    train = adata[~adata.obs["population"].isin(["clone_0|d6", "clone_1|d2", "clone_4|d4"]).to_numpy()].copy()
     train = train[:, np.random.default_rng(0).permutation(train.n_vars)].copy()
     scgde.GDEModel.setup_anndata(train, batch_key="batch")
     model = scgde.GDEModel(train, **SMALL)

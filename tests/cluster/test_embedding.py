@@ -16,6 +16,8 @@ CLOSE = {"rtol": 0, "atol": 1e-4}
 
 def test_a_block_is_of_whole_neighbouring_populations(model, store):
     atlas = open_atlas(model, store, None)
+    # populations that the model has not seen come last in results and anywhere in the folder
+    assert (np.diff(atlas.starts) < 0).any()
     for limit in (1, 50, 100, 10_000):
         blocks = cut(atlas, limit)
         numbers = np.concatenate([b.numbers for b in blocks])

@@ -75,6 +75,7 @@ def test_an_interrupted_call_leaves_no_tasks(model, store, client):
             client=client,
             context=Context(model, cells=atlas.cells),
             pack=lambda: pack(model, atlas.cells, str(store)),
+            paths=[],
             progress=False,
             unit="cell",
             description="",

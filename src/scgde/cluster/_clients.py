@@ -10,7 +10,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ def resolve_client(client: Any) -> Iterator[Any]:
     yield client
 
 
-def check_workers(client: Any, paths: list[str]) -> None:
+def check_workers(client: Any, paths: Sequence[str]) -> None:
     """Raise unless scheduler and workers have this version of the package, and workers see some folders.
 
     Waits for the first worker.
@@ -113,7 +113,7 @@ def check_workers(client: Any, paths: list[str]) -> None:
 SCHEDULER = "the scheduler"
 
 
-def probe_workers(client: Any, paths: list[str]) -> dict[str, tuple[str, str | None, list[str]]]:
+def probe_workers(client: Any, paths: Sequence[str]) -> dict[str, tuple[str, str | None, list[str]]]:
     """Of the scheduler and each worker: host, version of the package (None without it), and those of the paths that are no folders."""
     expression = PROBE.format(paths=[os.fspath(path) for path in paths])
     answers = client.run(eval, expression, on_error="return")

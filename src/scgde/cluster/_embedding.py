@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from scgde.cluster._blocks import Atlas, Block, BlockRows, cut, open_atlas
-from scgde.cluster._clients import check_workers, resolve_client
+from scgde.cluster._clients import resolve_client
 from scgde.cluster._contexts import Context, pack
 from scgde.cluster._running import Task, run_tasks
 from scgde.inference import Embedding, encode_cells
@@ -52,7 +52,7 @@ def embed(
     path
         Folder that :func:`scgde.pp.write_populations` wrote, or a model's own cells on disk (``model.adata``), whose split is then told.
     client
-        A :class:`distributed.Client`, or the address of a scheduler. By default the client of this process; where there is none the
+        A Dask client (``distributed.Client``), or the address of a scheduler. By default the client of this process; where there is none the
         same tasks run in this process, without Dask.
     populations
         Labels of some populations, in the order of the result; all by default.
@@ -127,14 +127,13 @@ def run_atlas(
     """Run tasks on the cells of an atlas; options are those of :func:`run_tasks`."""
     # workers may run in another folder
     path = os.path.abspath(atlas.cells.path)
-    if client is not None:
-        check_workers(client, [path])
     run_tasks(
         tasks,
         collect,
         client=client,
         context=Context(model, cells=atlas.cells),
         pack=lambda: pack(model, atlas.cells, path),
+        paths=[path],
         **options,
     )
 

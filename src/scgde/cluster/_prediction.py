@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from scgde._model_decoding import check_count
-from scgde.cluster._clients import check_workers, resolve_client
+from scgde.cluster._clients import resolve_client
 from scgde.cluster._contexts import Context, pack
 from scgde.cluster._files import REQUEST_KEY, Request, cells_of, predictor_digest, read_stamp, write_whole
 from scgde.cluster._running import Task, run_tasks
@@ -122,15 +122,14 @@ def predict(
         on_disk = isinstance(model.adata, StreamedCells)
         cells: Any = model.adata if on_disk else None
         path = os.path.abspath(cells.path) if on_disk else None
-        if found is not None and tasks:
-            check_workers(found, [p for p in (path, str(target)) if p is not None])
         run_tasks(
             tasks,
             collect,
             client=found,
             context=Context(model, predictor, cells),
             pack=lambda: pack(model, cells, path, predictor, attached=model.adata is not None),
-            progress=progress,
+            paths=[p for p in (path, str(target)) if p is not None],
+            progress=progress and bool(tasks),
             unit="request",
             description="Predicting",
         )

@@ -8,6 +8,7 @@ from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from scgde.cluster._clients import check_workers
 from scgde.cluster._contexts import Context, Job, context_of
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ def run_tasks(
     client: Any,
     context: Context,
     pack: Callable[[], tuple[Job, dict[str, bytes]]],
+    paths: Sequence[str],
     progress: bool,
     unit: str,
     description: str,
@@ -81,6 +83,8 @@ def run_tasks(
         What tasks work with in this process.
     pack
         Gives the job and the files that workers make their context from.
+    paths
+        Folders that workers have to see.
     progress
         Whether to show progress, in units of the weight of tasks.
     unit, description
@@ -98,7 +102,7 @@ def run_tasks(
         if client is None:
             _run_here(tasks, collected, context)
         else:
-            _run_there(tasks, collected, client, *pack())
+            _run_there(tasks, collected, client, paths, *pack())
 
 
 def execute(
@@ -128,13 +132,19 @@ def _run_here(tasks: Sequence[Task], collect: Callable[[int, Any], None], contex
 
 
 def _run_there(
-    tasks: Sequence[Task], collect: Callable[[int, Any], None], client: Any, job: Job, files: dict[str, bytes]
+    tasks: Sequence[Task],
+    collect: Callable[[int, Any], None],
+    client: Any,
+    paths: Sequence[str],
+    job: Job,
+    files: dict[str, bytes],
 ) -> None:
     from distributed import as_completed
 
     pending = {i for i, task in enumerate(tasks) if task.wanted}
     rounds, fruitless = 0, 0
     while pending:
+        check_workers(client, paths)
         before = len(pending)
         futures = _submit(tasks, pending, client, job, files, rounds)
         position_of = {futures[i]: i for i in pending}
@@ -162,7 +172,6 @@ def _run_there(
             raise RuntimeError(message)
         if pending:
             logger.warning(f"{len(pending)} tasks were lost with their workers and are sent again.")
-            client.wait_for_workers(1)
 
 
 def _submit(
