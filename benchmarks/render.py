@@ -277,7 +277,7 @@ TITLES = {
     ),
     "scale_streaming": (
         "Training from disk beside training in memory",
-        "A million cells, by turns in processes of their own; medians. `scale.py --part streaming`",
+        "A million cells, by turns in one process; medians of five times 150 steps. `scale.py --part streaming`",
     ),
     "scale_screen": (
         "A perturbation screen on disk",

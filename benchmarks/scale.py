@@ -277,6 +277,7 @@ def main() -> None:
     arguments = options(__doc__, **defaults)
     folder = Path(arguments.folder or tempfile.gettempdir()) / "scgde_scale"
     folder.mkdir(parents=True, exist_ok=True)
+    arguments.seeds = 1  # of the one simulated atlas of each size
     arguments.folder = ""  # no path of a machine in the results
     for name in PARTS if arguments.part == "all" else arguments.part.split(","):
         PARTS[name](arguments, folder)
