@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import resource
+import signal
 import time
 import warnings
 
@@ -15,6 +17,17 @@ import numpy as np
 import torch
 
 import scgde
+
+
+class Kill(pl.Callback):
+    """Kill the process after a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_end(self, trainer, *arguments) -> None:
+        if trainer.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 class Rates(pl.Callback):
@@ -69,6 +82,8 @@ def main() -> None:
     parser.add_argument("--devices", type=int, default=1)
     parser.add_argument("--batches", type=int, help="batches of each epoch at most")
     parser.add_argument("--batch-size", type=int, default=512)
+    parser.add_argument("--checkpoints", help="folder of checkpoints")
+    parser.add_argument("--kill-at", type=int, default=-1)
     parser.add_argument("--n-layers", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -88,15 +103,17 @@ def main() -> None:
             options |= {"strategy": "ddp", "devices": arguments.devices, "accelerator": "cpu"}
         if arguments.batches:
             options |= {"limit_train_batches": arguments.batches, "limit_val_batches": 1}
+        if arguments.checkpoints:
+            options |= {"checkpoint_dir": arguments.checkpoints, "checkpoint_every": 20}
         model.train(
             arguments.max_epochs,
             seed=0,
             batch_size=arguments.batch_size,
             enable_progress_bar=False,
-            callbacks=[rates],
+            callbacks=[rates, Kill(arguments.kill_at)],
             **options,
         )
-        result |= rates.summary()
+        result |= rates.summary() | {"steps": model.trainer.global_step}
         if model.trainer.global_rank:
             return
         if arguments.model:

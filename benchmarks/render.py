@@ -291,9 +291,13 @@ TITLES = {
         "Two processes that train together",
         "Cells in batches of the first process for each second, one thread each, two cores; by turns. `scale.py --part processes`",
     ),
+    "scale_resume": (
+        "Training that was killed",
+        "Training from disk in one process, and in four of which three were killed, at these steps: how far the parameters are apart in the end. `scale.py --part resume`",
+    ),
     "scale_slopes": (
         "Cost against size",
-        "Four epochs (two of each phase) of training from disk and embedding with standard errors, in processes of their own. `scale.py --part slopes`",
+        "Four epochs (two of each phase) of training from disk and embedding with standard errors, in processes of their own. `scale.py --part slopes`; figure: `docs/figures/make_scale.py`, with slopes on logarithmic axes.\n\n![CPU seconds against cells, populations, cells of a population and genes](figures/scale.png)\n\n",
     ),
     "cell_phase": (
         "Passes over the cells",

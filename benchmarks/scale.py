@@ -29,6 +29,7 @@ from scgde.contrasts import Contrasts
 from scgde.data import PopulationDataModule
 from scgde.data.populations import split_by_cell
 from scgde.population_phase import prepare_population_phase
+from scgde.serialization import read_model
 
 CELLS_PER_PIECE = 50_000
 MEMORY_BAR, RATE_BAR = 2.0, 0.8
@@ -236,6 +237,25 @@ def processes(arguments, folder: Path) -> None:
     report("scale_processes", summary, arguments, **facts, bar="1.6", note="rates are of the first process alone")
 
 
+def resume(arguments, folder: Path) -> None:
+    """Training that is killed in the middle of an epoch of each phase, and goes on in other processes, beside one that is not."""
+    path, rows = store(folder, 500, 50, 1000), []
+    whole = measure(path, "--max-epochs", 6, "--model", folder / "model_whole")
+    with tempfile.TemporaryDirectory() as checkpoints:
+        options = ("--max-epochs", 6, "--model", folder / "model_resumed", "--checkpoints", checkpoints)
+        for step in (30, 75, whole["steps"] - 7):
+            try:
+                measure(path, *options, "--kill-at", step)
+            except RuntimeError:  # it has no result
+                rows.append({"killed after step": step, "of": whole["steps"]})
+        measure(path, *options)
+    first, second = (read_model(str(folder / f"model_{name}"), None)[0] for name in ("whole", "resumed"))
+    largest = max(float((first[name].double() - second[name].double()).abs().max()) for name in first)
+    report(
+        "scale_resume", pd.DataFrame(rows), arguments, **{"largest difference of a parameter": largest}, bar="identical"
+    )
+
+
 SIZES = {
     "cells": [(500, 50, 1000), (500, 100, 1000), (500, 200, 1000), (500, 400, 1000)],
     "populations": [(500, 100, 1000), (1000, 100, 1000), (2000, 100, 1000), (4000, 100, 1000)],
@@ -269,7 +289,7 @@ def slopes(arguments, folder: Path) -> None:
     )
 
 
-PARTS = {f.__name__: f for f in (streaming, memory, screen, distances, processes, slopes)}
+PARTS = {f.__name__: f for f in (streaming, memory, screen, distances, processes, slopes, resume)}
 
 
 def main() -> None:

@@ -33,5 +33,5 @@ for axis, (what, part) in zip(axes, groups, strict=True):
     axis.minorticks_off()
     axis.spines[["top", "right"]].set_visible(False)
 axes[0].set_ylabel("CPU seconds")
-axes[0].legend(frameon=False, fontsize=8)
+axes[2].legend(frameon=False, fontsize=8, loc="upper right")
 figure.savefig(HERE / "scale.png", dpi=150)
