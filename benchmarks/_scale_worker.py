@@ -10,6 +10,7 @@ import resource
 import signal
 import time
 import warnings
+from pathlib import Path
 
 import anndata as ad
 import lightning.pytorch as pl
@@ -68,7 +69,11 @@ class Rates(pl.Callback):
 
 
 def peak_gb() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    """Largest resident memory since the process began; that of getrusage goes back to the process that started it."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM")) / 1e6
 
 
 def main() -> None:

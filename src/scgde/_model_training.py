@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
+from lightning.pytorch.strategies import DDPStrategy
 from scvi import settings
 
 from scgde._checkpoints import NAME as CHECKPOINT_NAME
@@ -46,8 +47,8 @@ _LIGHTNING_ADVICE = (
 )
 
 
-_STRATEGIES = ("ddp", "ddp_spawn", "ddp_fork", "ddp_notebook")
-"""Names of Lightning's strategies of several processes."""
+_STRATEGIES = {"ddp": "popen", "ddp_spawn": "spawn", "ddp_fork": "fork", "ddp_notebook": "fork"}
+"""Lightning's strategies of several processes, and how they start them."""
 
 
 class TrainingMixin:
@@ -245,8 +246,13 @@ class TrainingMixin:
             trainer_kwargs.setdefault("check_val_every_n_epoch", max(epochs.total // 50, 1))
         strategy = trainer_kwargs.get("strategy")
         if strategy in _STRATEGIES:
-            # each phase leaves the other's parameters without gradients
-            trainer_kwargs["strategy"] = f"{strategy}_find_unused_parameters_true"
+            # each phase leaves the other's parameters without gradients; buffers are the same everywhere and do not change in a step
+            trainer_kwargs["strategy"] = DDPStrategy(
+                find_unused_parameters=True,
+                broadcast_buffers=False,
+                gradient_as_bucket_view=True,
+                start_method=_STRATEGIES[strategy],  # type: ignore[arg-type]
+            )
         runner = CarefulRunner(
             self,
             training_plan=plan,
