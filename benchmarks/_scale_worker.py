@@ -39,12 +39,12 @@ class Rates(pl.Callback):
         self.parts: dict[str, list[tuple[float, float, int, int]]] = {"cells": [], "sets": []}
 
     def on_train_batch_start(self, trainer, plan, batch, batch_idx) -> None:
-        if batch_idx == self.skip:
+        if batch_idx == self.skip or not hasattr(self, "begin"):  # the first batch may be in the middle of an epoch
             self.phase = "cells" if plan.in_cell_phase else "sets"
             self.begin, self.seen, self.steps = (time.process_time(), time.perf_counter()), 0, 0
 
     def on_train_batch_end(self, trainer, plan, outputs, batch, batch_idx) -> None:
-        if batch_idx >= self.skip:
+        if hasattr(self, "begin") and batch_idx >= self.skip:
             self.seen += len(batch["X" if plan.in_cell_phase else "u_mean"])
             self.steps += 1
 
