@@ -250,7 +250,9 @@ def resume(arguments, folder: Path) -> None:
                 rows.append({"killed after step": step, "of": whole["steps"]})
         measure(path, *options)
     first, second = (read_model(str(folder / f"model_{name}"), None)[0] for name in ("whole", "resumed"))
-    largest = max(float((first[name].double() - second[name].double()).abs().max()) for name in first)
+    largest = max(
+        float((first[name].double() - second[name].double()).abs().max()) for name in first if first[name].numel()
+    )
     report(
         "scale_resume", pd.DataFrame(rows), arguments, **{"largest difference of a parameter": largest}, bar="identical"
     )
