@@ -5,12 +5,14 @@ from __future__ import annotations
 import inspect
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import lightning.pytorch as pl
 import pandas as pd
 import torch
 from scvi.train import Trainer, TrainRunner
+
+from scgde._constants import TRAINING_STATE
 
 if TYPE_CHECKING:
     from scgde.training import GDETrainingPlan
@@ -125,8 +127,23 @@ def check_folder(folder: str | os.PathLike, every: int) -> None:
             partial.unlink(missing_ok=True)
 
 
-def find_checkpoint(folder: str | os.PathLike) -> dict[str, Any] | None:
-    """Settings of the run whose checkpoint is in a folder; None if there is none. Nothing in the file is run.
+class SavedRun(NamedTuple):
+    """What is needed of a checkpoint before training goes on.
+
+    Attributes
+    ----------
+    settings
+        What has to be the same.
+    contrasts
+        See :meth:`scgde.contrasts.Contrasts.state`; None without contrasts.
+    """
+
+    settings: dict[str, Any]
+    contrasts: dict[str, Any] | None
+
+
+def find_checkpoint(folder: str | os.PathLike) -> SavedRun | None:
+    """The run whose checkpoint is in a folder; None if there is none. Nothing in the file is run.
 
     Raises
     ------
@@ -139,7 +156,7 @@ def find_checkpoint(folder: str | os.PathLike) -> dict[str, Any] | None:
     try:
         # all of it is read once with restrictions, before Lightning reads it
         content = torch.load(path, map_location="cpu", weights_only=True)
-        return content[_RUN]["settings"]
+        return SavedRun(content[_RUN]["settings"], content[TRAINING_STATE]["contrasts"])
     except Exception as error:
         message = (
             f"The checkpoint {str(path)!r} cannot be read ({type(error).__name__}); delete it to train from the start."

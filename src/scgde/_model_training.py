@@ -23,7 +23,7 @@ from scgde.data import PopulationDataModule
 from scgde.data.cells import UNSEEN_BATCH
 from scgde.data.populations import split_by_cell, split_by_column, split_by_population
 from scgde.population_phase import finish_population_phase, prepare_population_phase
-from scgde.training import GDETrainingPlan, PhaseEarlyStopping, cell_pass_limit, default_epochs
+from scgde.training import EpochPlan, GDETrainingPlan, PhaseEarlyStopping, cell_pass_limit, default_epochs
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -151,7 +151,7 @@ class TrainingMixin:
             check_folder(checkpoint_dir, checkpoint_every)
             saved = find_checkpoint(checkpoint_dir)
         if saved is not None and seed is None:
-            seed = saved["seed"]
+            seed = saved.settings["seed"]
         if seed is None and _several_processes(trainer_kwargs.get("strategy")):
             seed = 0  # processes must draw alike
         if seed is None:
@@ -189,14 +189,6 @@ class TrainingMixin:
         _warn_of_single_cells(datamodule)
         options = dict(plan_kwargs or {})
         learned = self.module.observation.is_learned
-        components = CellComponents.fit(datamodule.table, datamodule.train_idx, seed) if learned else None
-        self._fit_rows(datamodule, components, seed)
-        if components is not None and options.get("contrast_weight") != 0:
-            datamodule.set_contrasts(Contrasts.fit(datamodule.table, datamodule.train_idx, components, seed))
-        if options.get("auxiliary") is not None:
-            rows = np.sort(np.concatenate([datamodule.train_idx, datamodule.val_idx]))
-            options["auxiliary"].prepare(datamodule.table, rows, self.module.set_encoder.n_embedding)
-        n_contrasts = 0 if datamodule.contrasts is None else datamodule.contrasts.width
         epochs = default_epochs(
             datamodule.n_cell_batches,
             datamodule.n_set_batches,
@@ -204,6 +196,23 @@ class TrainingMixin:
             max_epochs=max_epochs,
             max_passes=cell_pass_limit(datamodule.n_train, datamodule.table.matrix.shape[1]),
         )
+        facts = {} if checkpoint_dir is None else self._facts(datamodule, epochs, options, early_stopping, seed)
+        if saved is not None:
+            assert checkpoint_dir is not None
+            check_settings(saved.settings, facts, checkpoint_dir)
+            logger.info(f"Training goes on from the checkpoint in {os.fspath(checkpoint_dir)!r}.")
+            # what was fitted before training is in the checkpoint: fitted again it might be rounded in another way
+            if saved.contrasts is not None:
+                datamodule.set_contrasts(Contrasts.from_state(saved.contrasts, datamodule.table, datamodule.train_idx))
+        else:
+            components = CellComponents.fit(datamodule.table, datamodule.train_idx, seed) if learned else None
+            self._fit_rows(datamodule, components, seed)
+            if components is not None and options.get("contrast_weight") != 0:
+                datamodule.set_contrasts(Contrasts.fit(datamodule.table, datamodule.train_idx, components, seed))
+        if options.get("auxiliary") is not None:
+            rows = np.sort(np.concatenate([datamodule.train_idx, datamodule.val_idx]))
+            options["auxiliary"].prepare(datamodule.table, rows, self.module.set_encoder.n_embedding)
+        n_contrasts = 0 if datamodule.contrasts is None else datamodule.contrasts.width
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             plan = GDETrainingPlan(self.module, epochs, seed=seed, n_contrasts=n_contrasts, **options)
@@ -214,30 +223,7 @@ class TrainingMixin:
         if early_stopping:
             callbacks.append(PhaseEarlyStopping())
         if checkpoint_dir is not None:
-            facts = {
-                "seed": seed,
-                "cells": "" if self.adata is None else fingerprint(self.adata),
-                "counts": digest(datamodule.table.totals(datamodule.table.sample(datamodule.train_idx, 1000, 0))),
-                "training cells": digest(datamodule.train_idx),
-                "validation cells": digest(datamodule.val_idx),
-                "set-up": describe_setup(self.registry_),
-                "gene_likelihood": self.gene_likelihood_,  # type: ignore[attr-defined]
-                "early_stopping": bool(early_stopping),
-                "plan_kwargs": {
-                    name: value if isinstance(value, str | int | float | bool | None) else type(value).__name__
-                    for name, value in sorted(options.items())
-                },
-                "trained before": bool(self.is_trained_ and not self._is_interrupted),
-                "epochs": [epochs.cells, epochs.sets],
-                "batch_size": datamodule.batch_size,
-                "populations_per_batch": datamodule.sampler.populations_per_batch,
-                "cells_per_population": datamodule.sampler.cells_per_population,
-                "mixing": datamodule.sampler.mixing,
-                "model": dict(self._module_options),
-            }
             if saved is not None:
-                check_settings(saved, facts, checkpoint_dir)
-                logger.info(f"Training goes on from the checkpoint in {os.fspath(checkpoint_dir)!r}.")
                 trainer_kwargs["ckpt_path"] = os.fspath(Path(checkpoint_dir) / CHECKPOINT_NAME)
             callbacks.append(ResumePoint(checkpoint_dir, checkpoint_every, facts))
         trainer_kwargs["callbacks"] = callbacks
@@ -265,6 +251,32 @@ class TrainingMixin:
         )
         self._run(runner, plan, datamodule)
         self._finish(datamodule, seed)
+
+    def _facts(
+        self, data: PopulationDataModule, epochs: EpochPlan, options: dict, early_stopping: bool, seed: int
+    ) -> dict[str, Any]:
+        """What has to be the same for a run that goes on from the checkpoint of another."""
+        return {
+            "seed": seed,
+            "cells": "" if self.adata is None else fingerprint(self.adata),
+            "counts": digest(data.table.totals(data.table.sample(data.train_idx, 1000, 0))),
+            "training cells": digest(data.train_idx),
+            "validation cells": digest(data.val_idx),
+            "set-up": describe_setup(self.registry_),
+            "gene_likelihood": self.gene_likelihood_,  # type: ignore[attr-defined]
+            "early_stopping": bool(early_stopping),
+            "plan_kwargs": {
+                name: value if isinstance(value, str | int | float | bool | None) else type(value).__name__
+                for name, value in sorted(options.items())
+            },
+            "trained before": bool(self.is_trained_ and not self._is_interrupted),
+            "epochs": [epochs.cells, epochs.sets],
+            "batch_size": data.batch_size,
+            "populations_per_batch": data.sampler.populations_per_batch,
+            "cells_per_population": data.sampler.cells_per_population,
+            "mixing": data.sampler.mixing,
+            "model": dict(self._module_options),
+        }
 
     def _split(
         self, table: CellTable, train_size: float, validation_size: float | None, by: str, key: str | None, seed: int

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import scipy.sparse as sp
+import torch
 
+from scgde.components import CellComponents
 from scgde.data.streamed_table import StreamedTable
 
 if TYPE_CHECKING:
-    from scgde.components import CellComponents
     from scgde.data.cells import CellTable
 
 
@@ -76,12 +77,33 @@ class Contrasts:
         axes = discriminant_axes(rows, table.codes[used], float(sizes[sizes > 0].mean()) if streamed else None)
         if axes is None:
             return None
-        mean = rows.mean(0)
-        if streamed:
-            return cls(components, centre + mean, axes)
-        known = np.zeros((table.n_cells, axes.shape[1]), dtype=np.float32)
-        known[indices] = (rows - mean) @ axes
-        return cls(components, centre + mean, axes, known)
+        return cls(components, centre + rows.mean(0), axes).for_table(table, indices)
+
+    def for_table(self, table: CellTable, indices: np.ndarray) -> Contrasts:
+        """The same contrasts with the scores of the cells ``indices`` kept, where the table is in memory."""
+        if isinstance(table, StreamedTable):
+            return self
+        known = np.zeros((table.n_cells, self.width), dtype=np.float32)
+        centred = self.components.transform(table, indices) - self.centre[table.batch[indices]]
+        known[indices] = centred @ self.axes
+        return replace(self, known=known)
+
+    def state(self) -> dict[str, Any]:
+        """What the scores of cells are computed from, as numbers and tensors."""
+        arrays = {"centre": self.centre, "axes": self.axes}
+        parts = {name: getattr(self.components, name) for name in ("centre", "axes", "sd")}
+        return {
+            "target": self.components.target,
+            "components": {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in parts.items()},
+            **{name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in arrays.items()},
+        }
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any], table: CellTable, indices: np.ndarray) -> Contrasts:
+        """Inverse of :meth:`state`, for the training cells ``indices`` of a table."""
+        parts = {name: value.numpy() for name, value in state["components"].items()}
+        components = CellComponents(state["target"], **parts)
+        return cls(components, state["centre"].numpy(), state["axes"].numpy()).for_table(table, indices)
 
 
 def some_of_each(codes: np.ndarray, indices: np.ndarray, limit: int, seed: int) -> np.ndarray:

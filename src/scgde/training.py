@@ -285,6 +285,7 @@ class GDETrainingPlan(pl.LightningModule):
             "in_cell_phase": self.in_cell_phase,
             "phase_start": self.phase_start,
             "epochs": [self.epochs.cells, self.epochs.sets],
+            "contrasts": None if self.datamodule.contrasts is None else self.datamodule.contrasts.state(),
             "starts": None if self.in_cell_phase else self.module.starts,
             "sums": {mode: {name: list(pair) for name, pair in sums.items()} for mode, sums in self._sums.items()},
         }
