@@ -28,7 +28,7 @@ SCRIPT = """
                 os.kill(os.getpid(), signal.SIGKILL)
 
     model = scgde.GDEModel(scgde.GDEModel.setup_zarr(sys.argv[1]), n_latent=4, n_embedding=6, n_hidden=16)
-    model.train({epochs}, seed=3, checkpoint_dir=sys.argv[2], checkpoint_every=4, callbacks=[Kill()], early_stopping=True,
+    model.train(int(sys.argv[4]), seed=3, checkpoint_dir=sys.argv[2], checkpoint_every=4, callbacks=[Kill()], early_stopping=True,
                 batch_size=32, populations_per_batch=4, accelerator="cpu", enable_progress_bar=False)
     history = {name: frame[name].tolist() for name, frame in model.history.items()}
     end = {"parameters": model.module.state_dict(), "history": history, "steps": model.trainer.global_step}
@@ -57,10 +57,10 @@ def uninterrupted(store):
 
 def run(store, folder, step=-1):
     """Train in another process, which is killed after a step or comes to its end."""
-    script = textwrap.dedent(SCRIPT).format(epochs=EPOCHS)
+    script = textwrap.dedent(SCRIPT)
     folder.mkdir(exist_ok=True)
     done = subprocess.run(
-        [sys.executable, "-c", script, str(store), str(folder), str(step)],
+        [sys.executable, "-c", script, str(store), str(folder), str(step), str(EPOCHS)],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         timeout=300,
