@@ -216,7 +216,7 @@ class TrainingMixin:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             plan = GDETrainingPlan(self.module, epochs, seed=seed, n_contrasts=n_contrasts, **options)
-        if not learned:
+        if not learned and saved is None:
             # their latent being fixed, further training goes on from what is there
             prepare_population_phase(self.module, datamodule, further=self.is_trained_)
         callbacks = list(trainer_kwargs.pop("callbacks", []))

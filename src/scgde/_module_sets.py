@@ -18,6 +18,7 @@ from scgde.moments import PopulationMoments, few_cells
 if TYPE_CHECKING:
     from scgde.encoders.base import SetEncoder
     from scgde.generators import AffineSkeleton
+    from scgde.geometry import IsometryTargets
 
 PARSIMONY = 0.2
 """Share of the error that a correction must take away from held-out populations to be worth keeping: with a few dozen of them less
@@ -48,6 +49,7 @@ class SetsMixin:
     skeleton: AffineSkeleton
     geometry: str
     embedding_moments: PopulationMoments | None
+    isometry_targets: IsometryTargets | None
     shrinkage: tuple[float, Tensor] | None
     frame_inverse: Tensor | None
     frame_vectors: Tensor | None
@@ -119,15 +121,22 @@ class SetsMixin:
         kept[codes[whole]] = straight.detach()[whole]
         return straight, correction
 
-    @property
-    def starts(self) -> Tensor | None:
-        """Straight terms of whole populations that have been computed, ``(n_populations, n_embedding)``; a checkpoint keeps them."""
-        return None if self._starts is None else self._starts[1]
+    def kept_state(self) -> dict[str, Tensor | None]:
+        """What steps have computed once and use again, for a checkpoint: computed anew in other batches it is rounded in another way."""
+        targets = self.isometry_targets
+        return {
+            "starts": None if self._starts is None else self._starts[1],
+            "distances": None if targets is None else targets.kept,
+        }
 
-    @starts.setter
-    def starts(self, value: Tensor | None) -> None:
-        if value is not None and self.embedding_moments is not None:
-            self._starts = self.embedding_moments, value.to(self.embedding_moments.mean.device)
+    def restore_kept(self, state: dict[str, Tensor | None]) -> None:
+        """Inverse of :meth:`kept_state`, after :meth:`scgde.module.GDEModule.fit_populations`."""
+        assert self.embedding_moments is not None
+        device = self.embedding_moments.mean.device
+        if state["starts"] is not None:
+            self._starts = self.embedding_moments, state["starts"].to(device)
+        if state["distances"] is not None and self.isometry_targets is not None:
+            self.isometry_targets.kept = state["distances"].to(device)
 
     def _isometry(self, sets: _EmbeddedSets, target: Tensor) -> tuple[Tensor, Tensor]:
         """Isometry loss of the embeddings, and that of the gate, on populations that its correction is not trained on.

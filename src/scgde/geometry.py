@@ -101,13 +101,18 @@ class IsometryTargets:
         Moments of all populations.
     exact
         Distances that are taken in place of the closed form.
+
+    Attributes
+    ----------
+    kept
+        Squared distances, ``(K, K)``, NaN where they have not been asked for; None for more than :data:`MAX_KEPT` populations.
     """
 
     def __init__(self, moments: PopulationMoments, exact: ExactTargets | None = None) -> None:
         self.moments = moments
         self.exact = exact
         k = len(moments.n)
-        self._kept = moments.mean.new_full((k, k), torch.nan) if k <= MAX_KEPT else None
+        self.kept = moments.mean.new_full((k, k), torch.nan) if k <= MAX_KEPT else None
         self._roots = sqrtm_psd(moments.cov) if k <= MAX_KEPT else None
         self._pooled = moments.pooled_covariance()
         self._noise = moments.distance_noise(self._pooled)
@@ -115,7 +120,7 @@ class IsometryTargets:
     @torch.no_grad()
     def distances(self, sources: Tensor, weights: Tensor) -> Tensor:
         """Distances ``(K, K)`` between sets: populations, or mixtures of them (see :meth:`PopulationMoments.mixtures`)."""
-        if self._kept is None or not bool((weights[:, 0] > UNMIXED).all()):
+        if self.kept is None or not bool((weights[:, 0] > UNMIXED).all()):
             moments = self.moments.mixtures(sources, weights)
             squared = pairwise_gaussian_wasserstein(moments.mean, moments.cov).square()
             noise = moments.distance_noise(self._pooled)
@@ -128,16 +133,16 @@ class IsometryTargets:
         return torch.where(known, exact.sqrt(), target)
 
     def _look_up(self, codes: Tensor) -> Tensor:
-        assert self._kept is not None and self._roots is not None
-        missing = torch.isnan(self._kept[codes][:, codes]).triu(1).nonzero(as_tuple=True)
+        assert self.kept is not None and self._roots is not None
+        missing = torch.isnan(self.kept[codes][:, codes]).triu(1).nonzero(as_tuple=True)
         if len(missing[0]):
             i, j = codes[missing[0]], codes[missing[1]]
             mean, cov = self.moments.mean, self.moments.cov
             value = (mean[i] - mean[j]).square().sum(1) + squared_bures(cov[i], cov[j], self._roots[i])
-            self._kept[i, j] = value
-            self._kept[j, i] = value
-            self._kept.fill_diagonal_(0)
-        return self._kept[codes][:, codes]
+            self.kept[i, j] = value
+            self.kept[j, i] = value
+            self.kept.fill_diagonal_(0)
+        return self.kept[codes][:, codes]
 
 
 def isometry_loss(z: Tensor, target: Tensor, used: Tensor | None = None, start: Tensor | None = None) -> Tensor:

@@ -141,7 +141,7 @@ class GDETrainingPlan(pl.LightningModule):
         self.clip = clip
         self.seed = seed
         self._sums: dict[str, dict[str, tuple[Any, int]]] = {"train": {}, "validation": {}}
-        self._saved_starts: Tensor | None = None
+        self._saved_kept: dict[str, Tensor | None] | None = None
         self.in_cell_phase = epochs.cells > 0
         self.phase_start = 0
         # Reads the contrasts off a noisy draw of the latent: they must be there at more than the noise's amplitude, and
@@ -286,7 +286,7 @@ class GDETrainingPlan(pl.LightningModule):
             "phase_start": self.phase_start,
             "epochs": [self.epochs.cells, self.epochs.sets],
             "contrasts": None if self.datamodule.contrasts is None else self.datamodule.contrasts.state(),
-            "starts": None if self.in_cell_phase else self.module.starts,
+            "kept": None if self.in_cell_phase else self.module.kept_state(),
             "sums": {mode: {name: list(pair) for name, pair in sums.items()} for mode, sums in self._sums.items()},
         }
 
@@ -294,7 +294,7 @@ class GDETrainingPlan(pl.LightningModule):
         state = checkpoint[TRAINING_STATE]
         self.in_cell_phase, self.phase_start = state["in_cell_phase"], state["phase_start"]
         self.epochs = EpochPlan(*state["epochs"])
-        self._saved_starts = state["starts"]
+        self._saved_kept = state["kept"]
         self.trainer.fit_loop.max_epochs = self.epochs.total
         self._sums = {mode: {name: tuple(p) for name, p in sums.items()} for mode, sums in state["sums"].items()}
 
@@ -302,8 +302,8 @@ class GDETrainingPlan(pl.LightningModule):
         if not self.in_cell_phase and self.datamodule.latent is None:
             # training goes on in the population phase
             prepare_population_phase(self.module, self.datamodule, resumed=True)
-            # computed anew from other batches they would be rounded in another way
-            self.module.starts = self._saved_starts
+            if self._saved_kept is not None:
+                self.module.restore_kept(self._saved_kept)
 
     def on_train_epoch_end(self) -> None:
         if self.in_cell_phase and self.current_epoch + 1 >= self.epochs.cells:

@@ -7,8 +7,11 @@ import sys
 import textwrap
 
 import lightning.pytorch as pl
+import numpy as np
+import pandas as pd
 import pytest
 import torch
+from anndata import AnnData
 
 import scgde
 
@@ -27,9 +30,9 @@ SCRIPT = """
             if trainer.global_step == int(sys.argv[3]):
                 os.kill(os.getpid(), signal.SIGKILL)
 
-    model = scgde.GDEModel(scgde.GDEModel.setup_zarr(sys.argv[1]), n_latent=4, n_embedding=6, n_hidden=16)
+    model = scgde.GDEModel(scgde.GDEModel.setup_zarr(sys.argv[1]), n_latent=5, n_embedding=6, n_hidden=16)
     model.train(int(sys.argv[4]), seed=3, checkpoint_dir=sys.argv[2], checkpoint_every=4, callbacks=[Kill()], early_stopping=True,
-                batch_size=32, populations_per_batch=4, accelerator="cpu", enable_progress_bar=False)
+                batch_size=32, populations_per_batch=4, mixing=0.0, accelerator="cpu", enable_progress_bar=False)
     history = {name: frame[name].tolist() for name, frame in model.history.items()}
     end = {"parameters": model.module.state_dict(), "history": history, "steps": model.trainer.global_step}
     torch.save(end, sys.argv[2] + "/end.pt")
@@ -80,6 +83,41 @@ def test_training_killed_in_both_phases_ends_with_the_same_parameters(store, tmp
     assert resumed["steps"] == whole["steps"] and resumed["history"] == whole["history"]
     for name, value in whole["parameters"].items():
         torch.testing.assert_close(resumed["parameters"][name], value, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("width", [3, 5])
+def test_training_on_continuous_rows_goes_on_to_the_same_parameters(tmp_path, width):
+    rng = np.random.default_rng(0)
+    codes = np.repeat(np.arange(12), 25)
+    rows = 7 * rng.normal(size=(12, width))[codes] + rng.normal(size=(300, width))
+    adata = AnnData(
+        rows.astype(np.float32), obs=pd.DataFrame({"population": codes.astype(str)}, index=codes.astype(str))
+    )
+    adata.obs_names_make_unique()
+
+    def train_on(**options):
+        scgde.GDEModel.setup_anndata(adata)
+        model = scgde.GDEModel(adata, gene_likelihood="normal", n_embedding=6, n_hidden=16)
+        model.train(6, seed=3, populations_per_batch=4, mixing=0.0, **LIGHTNING | options)
+        return model
+
+    whole = train_on()
+    with pytest.raises(RuntimeError, match="stopped"):
+        train_on(checkpoint_dir=tmp_path, checkpoint_every=2, callbacks=[Stop(whole.trainer.global_step - 3)])
+    resumed = train_on(checkpoint_dir=tmp_path, checkpoint_every=2)
+    for name, value in whole.module.state_dict().items():
+        torch.testing.assert_close(resumed.module.state_dict()[name], value, rtol=0, atol=0)
+
+
+class Stop(pl.Callback):
+    """Fail after a step."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_train_batch_end(self, trainer, *arguments):
+        if trainer.global_step == self.step:
+            raise RuntimeError("stopped")
 
 
 def test_checkpoints_change_nothing(store, uninterrupted, tmp_path):
