@@ -291,6 +291,10 @@ TITLES = {
         "Two processes that train together",
         "Cells in batches of the first process for each second, one thread each, two cores; by turns. `scale.py --part processes`",
     ),
+    "scale_cluster": (
+        "Embedding by tasks on Dask",
+        "200,000 cells in 1,000 populations with standard errors: CPU seconds of the process, or of the one worker, once it has the model. `scale.py --part cluster`",
+    ),
     "scale_resume": (
         "Training that was killed",
         "Training from disk in one process, and in four of which three were killed, at these steps: how far the parameters are apart in the end. `scale.py --part resume`",

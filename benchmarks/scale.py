@@ -258,6 +258,33 @@ def resume(arguments, folder: Path) -> None:
     )
 
 
+def cluster(arguments, folder: Path) -> None:
+    """Embedding by tasks: in this process, and on one Dask worker with memory kept and given back as Dask has it."""
+    import dask
+    from distributed import Client, LocalCluster
+
+    path, kept, rows = store(folder, 1000, 200), folder / "model_cluster", []
+    measure(path, "--model", kept, "--max-epochs", 4)
+    model = scgde.GDEModel.load(str(kept), adata=path)
+    start = time.process_time()
+    here = scgde.cluster.embed(model, path, progress=False)
+    rows.append({"where": "this process", "CPU s": time.process_time() - start, "largest difference": 0.0})
+    for name, threshold in (("a worker", None), ("a worker, MALLOC_MMAP_THRESHOLD_", 2**30)):
+        setting = {} if threshold is None else {"distributed.nanny.pre-spawn-environ.MALLOC_MMAP_THRESHOLD_": threshold}
+        with (
+            dask.config.set(setting),
+            LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None) as local,
+            Client(local) as client,
+        ):
+            scgde.cluster.embed(model, path, client=client, progress=False)  # imports, and the model
+            before = sum(client.run(time.process_time).values())
+            there = scgde.cluster.embed(model, path, client=client, progress=False)
+            spent = sum(client.run(time.process_time).values()) - before
+        rows.append({"where": name, "CPU s": spent, "largest difference": float(np.abs(there.X - here.X).max())})
+        print(rows[-1], flush=True)
+    report("scale_cluster", pd.DataFrame(rows), arguments)
+
+
 SIZES = {
     "cells": [(500, 50, 1000), (500, 100, 1000), (500, 200, 1000), (500, 400, 1000)],
     "populations": [(500, 100, 1000), (1000, 100, 1000), (2000, 100, 1000), (4000, 100, 1000)],
@@ -291,7 +318,7 @@ def slopes(arguments, folder: Path) -> None:
     )
 
 
-PARTS = {f.__name__: f for f in (streaming, memory, screen, distances, processes, slopes, resume)}
+PARTS = {f.__name__: f for f in (streaming, memory, screen, distances, processes, slopes, resume, cluster)}
 
 
 def main() -> None:

@@ -13,9 +13,11 @@ import torch
 from scvi.train import Trainer, TrainRunner
 
 from scgde._constants import TRAINING_STATE
+from scgde._identity import describe_setup, digest, fingerprint
 
 if TYPE_CHECKING:
-    from scgde.training import GDETrainingPlan
+    from scgde.data import PopulationDataModule
+    from scgde.training import EpochPlan, GDETrainingPlan
 
 NAME = "training.ckpt"
 """Name of the file in the folder of checkpoints."""
@@ -162,6 +164,39 @@ def find_checkpoint(folder: str | os.PathLike) -> SavedRun | None:
             f"The checkpoint {str(path)!r} cannot be read ({type(error).__name__}); delete it to train from the start."
         )
         raise ValueError(message) from error
+
+
+def run_facts(
+    model: Any,
+    data: PopulationDataModule,
+    epochs: EpochPlan,
+    options: dict[str, Any],
+    *,
+    early_stopping: bool,
+    seed: int,
+) -> dict[str, Any]:
+    """What has to be the same for a run of ``model`` that goes on from the checkpoint of another; ``options`` are the plan's."""
+    return {
+        "seed": seed,
+        "cells": fingerprint(model.adata),
+        "counts": digest(data.table.totals(data.table.sample(data.train_idx, 1000, 0))),
+        "training cells": digest(data.train_idx),
+        "validation cells": digest(data.val_idx),
+        "set-up": describe_setup(model.registry_),
+        "gene_likelihood": model.gene_likelihood_,
+        "early_stopping": bool(early_stopping),
+        "plan_kwargs": {
+            name: value if isinstance(value, str | int | float | bool | None) else type(value).__name__
+            for name, value in sorted(options.items())
+        },
+        "trained before": bool(model.is_trained_ and not model._is_interrupted),
+        "epochs": [epochs.cells, epochs.sets],
+        "batch_size": data.batch_size,
+        "populations_per_batch": data.sampler.populations_per_batch,
+        "cells_per_population": data.sampler.cells_per_population,
+        "mixing": data.sampler.mixing,
+        "model": dict(model._module_options),
+    }
 
 
 def check_settings(saved: dict[str, Any], now: dict[str, Any], folder: str | os.PathLike) -> None:

@@ -16,9 +16,9 @@ from scgde._identity import fingerprint
 from scgde._model_writing import WritingMixin, population_frame
 from scgde.data import CellTable, cell_table
 from scgde.data.cells import check_counts, subset_codes
-from scgde.data.populations import as_label, constant_columns
+from scgde.data.populations import constant_columns
 from scgde.data.streaming import StreamedCells, as_cells, check_stored_counts
-from scgde.generation import find_labels
+from scgde.generation import as_labels, find_labels
 from scgde.inference import (
     Embedding,
     check_distance_options,
@@ -222,9 +222,7 @@ class EmbeddingMixin(WritingMixin):
         table, rows, embedding = self._embed(adata, indices, batch_size, vectors=wanted)
         chosen = np.arange(len(embedding.labels))
         if populations is not None:
-            single = isinstance(populations, str | tuple) or np.isscalar(populations)
-            asked = [populations] if single else populations
-            chosen = find_labels([as_label(p) for p in asked], embedding.labels)
+            chosen = find_labels(as_labels(populations), embedding.labels)
         labels = [embedding.labels[k] for k in chosen]
         index = pd.Index(labels, name="population")
         # a label may be asked for twice

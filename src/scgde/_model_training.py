@@ -15,15 +15,15 @@ from lightning.pytorch.strategies import DDPStrategy
 from scvi import settings
 
 from scgde._checkpoints import NAME as CHECKPOINT_NAME
-from scgde._checkpoints import CarefulRunner, ResumePoint, check_folder, check_settings, find_checkpoint
-from scgde._identity import describe_setup, digest, fingerprint
+from scgde._checkpoints import CarefulRunner, ResumePoint, check_folder, check_settings, find_checkpoint, run_facts
+from scgde._identity import fingerprint
 from scgde.components import CellComponents
 from scgde.contrasts import Contrasts
 from scgde.data import PopulationDataModule
 from scgde.data.cells import UNSEEN_BATCH
 from scgde.data.populations import split_by_cell, split_by_column, split_by_population
 from scgde.population_phase import finish_population_phase, prepare_population_phase
-from scgde.training import EpochPlan, GDETrainingPlan, PhaseEarlyStopping, cell_pass_limit, default_epochs
+from scgde.training import GDETrainingPlan, PhaseEarlyStopping, cell_pass_limit, default_epochs
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -196,7 +196,9 @@ class TrainingMixin:
             max_epochs=max_epochs,
             max_passes=cell_pass_limit(datamodule.n_train, datamodule.table.matrix.shape[1]),
         )
-        facts = {} if checkpoint_dir is None else self._facts(datamodule, epochs, options, early_stopping, seed)
+        facts = {}
+        if checkpoint_dir is not None:
+            facts = run_facts(self, datamodule, epochs, options, early_stopping=early_stopping, seed=seed)
         if saved is not None:
             assert checkpoint_dir is not None
             check_settings(saved.settings, facts, checkpoint_dir)
@@ -251,32 +253,6 @@ class TrainingMixin:
         )
         self._run(runner, plan, datamodule)
         self._finish(datamodule, seed)
-
-    def _facts(
-        self, data: PopulationDataModule, epochs: EpochPlan, options: dict, early_stopping: bool, seed: int
-    ) -> dict[str, Any]:
-        """What has to be the same for a run that goes on from the checkpoint of another."""
-        return {
-            "seed": seed,
-            "cells": "" if self.adata is None else fingerprint(self.adata),
-            "counts": digest(data.table.totals(data.table.sample(data.train_idx, 1000, 0))),
-            "training cells": digest(data.train_idx),
-            "validation cells": digest(data.val_idx),
-            "set-up": describe_setup(self.registry_),
-            "gene_likelihood": self.gene_likelihood_,  # type: ignore[attr-defined]
-            "early_stopping": bool(early_stopping),
-            "plan_kwargs": {
-                name: value if isinstance(value, str | int | float | bool | None) else type(value).__name__
-                for name, value in sorted(options.items())
-            },
-            "trained before": bool(self.is_trained_ and not self._is_interrupted),
-            "epochs": [epochs.cells, epochs.sets],
-            "batch_size": data.batch_size,
-            "populations_per_batch": data.sampler.populations_per_batch,
-            "cells_per_population": data.sampler.cells_per_population,
-            "mixing": data.sampler.mixing,
-            "model": dict(self._module_options),
-        }
 
     def _split(
         self, table: CellTable, train_size: float, validation_size: float | None, by: str, key: str | None, seed: int

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 MAX_CELLS = 200_000
-"""Cells of a table on disk that contrasts are fitted on, at most."""
+"""Cells that contrasts are fitted on, at most."""
 
 
 @dataclass(frozen=True)
@@ -62,19 +62,18 @@ class Contrasts:
     def fit(cls, table: CellTable, indices: np.ndarray, components: CellComponents, seed: int = 0) -> Contrasts | None:
         """Contrasts of the training cells ``indices``; None when fewer than two populations have replicates.
 
-        They are fitted on all of them in memory, whose scores are kept, and on some of each population on disk.
+        They are fitted on at most :data:`MAX_CELLS` of them, as many of each population as there may be.
         """
         sizes = np.bincount(table.codes[indices][table.codes[indices] >= 0])
         if (sizes > 1).sum() < 2:
             return None
-        streamed = isinstance(table, StreamedTable)
-        used = some_of_each(table.codes, indices, MAX_CELLS, seed) if streamed else indices
+        used = some_of_each(table.codes, indices, MAX_CELLS, seed)
         rows, batch = components.transform(table, used), table.batch[used]
         centre = np.zeros((int(table.batch.max()) + 1, rows.shape[1]))
         for b in np.unique(batch):
             centre[b] = rows[batch == b].mean(0)
             rows[batch == b] -= centre[b]
-        axes = discriminant_axes(rows, table.codes[used], float(sizes[sizes > 0].mean()) if streamed else None)
+        axes = discriminant_axes(rows, table.codes[used], float(sizes[sizes > 0].mean()))
         if axes is None:
             return None
         return cls(components, centre + rows.mean(0), axes).for_table(table, indices)
@@ -84,8 +83,8 @@ class Contrasts:
         if isinstance(table, StreamedTable):
             return self
         known = np.zeros((table.n_cells, self.width), dtype=np.float32)
-        centred = self.components.transform(table, indices) - self.centre[table.batch[indices]]
-        known[indices] = centred @ self.axes
+        for block in np.array_split(indices, len(indices) // MAX_CELLS + 1):
+            known[block] = (self.components.transform(table, block) - self.centre[table.batch[block]]) @ self.axes
         return replace(self, known=known)
 
     def state(self) -> dict[str, Any]:

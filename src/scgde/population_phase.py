@@ -40,8 +40,7 @@ def encode_table(module: GDEModule, table: CellTable) -> Latents:
     latents = FileLatents(table.n_cells, module.observation.n_latent)
     for start, mean, sd in encode_blocks(module, table, np.arange(table.n_cells)):
         latents.write(start, mean, sd)
-        # their rows are at hand now
-        table.keep_totals(start, table.totals(np.arange(start, start + len(mean))))
+        table.totals(np.arange(start, start + len(mean)))  # which it keeps: their rows are at hand now
     latents.flush()
     return latents
 

@@ -11,9 +11,8 @@ import pandas as pd
 
 from scgde._model_decoding import check_count
 from scgde.data.cells import as_tensor, match_genes
-from scgde.data.populations import as_label
 from scgde.data.streaming import StreamedCells
-from scgde.generation import find_labels
+from scgde.generation import as_labels, find_labels
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,8 +24,27 @@ if TYPE_CHECKING:
     from scgde.data import CellTable
 
 
-@dataclass(frozen=True)
-class Atlas:
+@dataclass(frozen=True, kw_only=True)
+class Runs:
+    """Populations that each are a run of neighbouring cells.
+
+    Attributes
+    ----------
+    starts, stops
+        Where their cells lie, ``(k,)``.
+    """
+
+    starts: np.ndarray
+    stops: np.ndarray
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """Cells of each population, ``(k,)``."""
+        return self.stops - self.starts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Atlas(Runs):
     """Populations of a folder of cells, those that are asked for.
 
     Attributes
@@ -37,43 +55,25 @@ class Atlas:
         Of the populations, ``K`` of them, in the order of the result.
     codes
         Position of each cell's population in ``labels``, -1 for cells of others and of none, ``(cells,)``.
-    starts, stops
-        Where the cells of each population lie, ``(K,)``.
     """
 
     cells: StreamedCells
     table: CellTable
     labels: list[str]
     codes: np.ndarray
-    starts: np.ndarray
-    stops: np.ndarray
-
-    @property
-    def sizes(self) -> np.ndarray:
-        """Cells of each population, ``(K,)``."""
-        return self.stops - self.starts
 
 
-@dataclass(frozen=True)
-class Block:
-    """Populations of one task.
+@dataclass(frozen=True, kw_only=True)
+class Block(Runs):
+    """Populations of one task, in the order of their cells.
 
     Attributes
     ----------
     numbers
         Positions of the populations in the result, ``(k,)``.
-    starts, stops
-        Where their cells lie, in order, ``(k,)``.
     """
 
     numbers: np.ndarray
-    starts: np.ndarray
-    stops: np.ndarray
-
-    @property
-    def sizes(self) -> np.ndarray:
-        """Cells of each population, ``(k,)``."""
-        return self.stops - self.starts
 
 
 def open_atlas(model: GDEModel, path: Any, populations: Sequence[Any] | None) -> Atlas:
@@ -117,7 +117,14 @@ def open_atlas(model: GDEModel, path: Any, populations: Sequence[Any] | None) ->
         labels = [table.labels[code] for code in run_codes[runs]]
     position = np.full(len(table.labels) + 1, -1)
     position[run_codes[runs]] = np.arange(len(runs))
-    return Atlas(cells, table, labels, position[table.codes], bounds[runs], bounds[runs + 1])
+    return Atlas(
+        cells=cells,
+        table=table,
+        labels=labels,
+        codes=position[table.codes],
+        starts=bounds[runs],
+        stops=bounds[runs + 1],
+    )
 
 
 def asked_labels(populations: Any) -> list[str]:
@@ -128,8 +135,7 @@ def asked_labels(populations: Any) -> list[str]:
     ValueError
         If there is none.
     """
-    single = isinstance(populations, str | tuple) or np.isscalar(populations)
-    labels = [as_label(p) for p in ([populations] if single else populations)]
+    labels = as_labels(populations)
     if not labels:
         message = "populations is empty; name at least one, or leave it out for all."
         raise ValueError(message)
@@ -153,7 +159,7 @@ def cut(atlas: Atlas, cells_per_task: int) -> list[Block]:
             ends.append(i)
             held = 0
         held += int(size)
-    return [Block(part, atlas.starts[part], atlas.stops[part]) for part in np.split(order, ends)]
+    return [Block(numbers=n, starts=atlas.starts[n], stops=atlas.stops[n]) for n in np.split(order, ends)]
 
 
 class BlockRows:

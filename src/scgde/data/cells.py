@@ -155,7 +155,7 @@ def cell_table(adata: AnnData | StreamedCells, registry: dict) -> CellTable:
     field_state = state["population"]
     labels = population_labels(adata.obs, field_state["keys"], field_state["unassigned"])
     codes, names = encode_labels(labels, field_state["categorical_mapping"])
-    batch, categorical, continuous, size_factor = read_covariates(adata, registry, args)
+    batch, categorical, continuous, size_factor = read_covariates(adata, registry)
     return CellTable(
         matrix=matrix,
         codes=codes,
@@ -181,9 +181,10 @@ def _with_one_index_type(matrix: sp.csr_matrix) -> sp.csr_matrix:
 
 
 def read_covariates(
-    adata: AnnData | StreamedCells, registry: dict, args: dict
+    adata: AnnData | StreamedCells, registry: dict
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
     """Batch codes ``(cells,)``, categorical and continuous covariates ``(cells, n)``, and size factors or None."""
+    args = registry["setup_args"]
     state = {name: entry["state_registry"] for name, entry in registry["field_registries"].items()}
     batch = np.zeros(adata.n_obs, dtype=np.int64)
     if args["batch_key"] is not None:

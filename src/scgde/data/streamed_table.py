@@ -48,19 +48,18 @@ class StreamedTable(CellTable):
         from scgde.data.cells import match_genes
 
         cells.check_unchanged()
-        args = registry["setup_args"]
         state = {name: entry["state_registry"] for name, entry in registry["field_registries"].items()}
         expected = pd.Index(np.asarray(state["X"]["column_names"], dtype=object))
         self.cells = cells
-        self._totals: np.ndarray | None = None
-        self._kept: np.ndarray | None = None
+        # NaN where they have not been seen
+        self._totals = np.full(cells.n_obs, np.nan, dtype=np.float32)
         self.var_names = expected
         self.matrix = cells.rows(match_genes(cells.var_names, expected))  # type: ignore[assignment]
         field = state["population"]
         bounds, labels = population_runs(cells.frame(field["keys"]), field["keys"], field["unassigned"], cells.path)
         codes, self.labels = encode_labels(labels, field["categorical_mapping"])
         self.codes = np.repeat(codes, np.diff(bounds))
-        self.batch, self.categorical, self.continuous, self.size_factor = read_covariates(cells, registry, args)
+        self.batch, self.categorical, self.continuous, self.size_factor = read_covariates(cells, registry)
 
     @property
     def obs(self) -> pd.DataFrame:  # type: ignore[override]
@@ -87,17 +86,10 @@ class StreamedTable(CellTable):
         return indices[(places[:, None] * NEIGHBOURS + np.arange(NEIGHBOURS)).reshape(-1)]
 
     def totals(self, indices: np.ndarray) -> np.ndarray:
-        if self._totals is None:
-            return super().totals(indices)
+        unseen = indices[np.isnan(self._totals[indices])]
+        if len(unseen):
+            self._totals[unseen] = super().totals(unseen)
         return self._totals[indices]
-
-    def keep_totals(self, start: int, totals: np.ndarray) -> None:
-        """Remember total counts of the cells from ``start`` on; those of all have to be given before they are used."""
-        if self._kept is None:
-            self._kept = np.empty(self.n_cells, dtype=np.float32)
-        self._kept[start : start + len(totals)] = totals
-        if start + len(totals) == self.n_cells:
-            self._totals = self._kept
 
     def read_runs(self) -> np.ndarray:
         """Bounds of the runs of neighbouring cells that training reads at once, ``(runs + 1,)``."""

@@ -9,8 +9,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from scgde.data.populations import as_label
-from scgde.generation import find_labels
+from scgde.generation import as_labels, find_labels
 from scgde.inference import encode_cells
 from scgde.uncertainty import adjust_p_values, permutation_test, spread_vectors
 
@@ -151,11 +150,6 @@ def test_populations(
     return frame
 
 
-def _as_list(labels: Any) -> list[str]:
-    single = isinstance(labels, str | tuple) or np.isscalar(labels)
-    return [as_label(label) for label in ([labels] if single else labels)]
-
-
 def _pairs(source: Any, target: Any, control: Any, known: Sequence[str]) -> np.ndarray:
     """Positions of the labels of each pair, ``(pairs, 2)``."""
     if control is not None:
@@ -166,12 +160,12 @@ def _pairs(source: Any, target: Any, control: Any, known: Sequence[str]) -> np.n
             raise ValueError(message)
         target = control
         if source is None:
-            first = find_labels(_as_list(control), list(known), "control")
+            first = find_labels(as_labels(control), list(known), "control")
             source = [label for k, label in enumerate(known) if k not in first]
     if source is None or target is None:
         message = "Pairs need source= and target=, or control= to test all populations against one."
         raise ValueError(message)
-    sources, targets = _as_list(source), _as_list(target)
+    sources, targets = as_labels(source), as_labels(target)
     if not sources or not targets or (len(sources) != len(targets) and 1 not in (len(sources), len(targets))):
         message = f"source has {len(sources)} labels and target (or control) {len(targets)}: give as many of both, or one of either."
         raise ValueError(message)
