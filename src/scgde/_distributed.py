@@ -42,6 +42,11 @@ def gather(x: Tensor) -> Tensor:
     return _Gather.apply(x)
 
 
+def own_part(x: Tensor) -> Tensor:
+    """The part that falls to this process of rows that all processes have; :func:`gather` puts the parts together again."""
+    return x.tensor_split(dist.get_world_size())[dist.get_rank()]
+
+
 def share(n: Tensor | int, device: torch.device) -> Tensor:
     """Weight of the mean over this process's ``n`` things, so that the average over processes is the mean over all things."""
     own = torch.as_tensor(n, dtype=torch.float64, device=device)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from scgde import ot
+from scgde._distributed import gather, own_part
 from scgde.ot import pairwise_gaussian_wasserstein, sqrtm_psd
 from scgde.ot.gaussian import squared_bures
 
@@ -118,31 +119,39 @@ class IsometryTargets:
         self._noise = moments.distance_noise(self._pooled)
 
     @torch.no_grad()
-    def distances(self, sources: Tensor, weights: Tensor) -> Tensor:
-        """Distances ``(K, K)`` between sets: populations, or mixtures of them (see :meth:`PopulationMoments.mixtures`)."""
+    def distances(self, sources: Tensor, weights: Tensor, *, together: bool = False) -> Tensor:
+        """Distances ``(K, K)`` between sets: populations, or mixtures of them (see :meth:`PopulationMoments.mixtures`).
+
+        With ``together`` all processes ask for the same, and share the work out.
+        """
         if self.kept is None or not bool((weights[:, 0] > UNMIXED).all()):
             moments = self.moments.mixtures(sources, weights)
             squared = pairwise_gaussian_wasserstein(moments.mean, moments.cov).square()
             noise = moments.distance_noise(self._pooled)
         else:
-            squared, noise = self._look_up(sources[:, 0]), self._noise[sources[:, 0]]
+            squared, noise = self._look_up(sources[:, 0], together), self._noise[sources[:, 0]]
         target = (squared - noise[:, None] - noise).clamp_min(0).sqrt()
         if self.exact is None:
             return target
         exact, known = self.exact.pairs(sources, weights)
         return torch.where(known, exact.sqrt(), target)
 
-    def _look_up(self, codes: Tensor) -> Tensor:
-        assert self.kept is not None and self._roots is not None
+    def _look_up(self, codes: Tensor, together: bool) -> Tensor:
+        assert self.kept is not None
         missing = torch.isnan(self.kept[codes][:, codes]).triu(1).nonzero(as_tuple=True)
         if len(missing[0]):
             i, j = codes[missing[0]], codes[missing[1]]
-            mean, cov = self.moments.mean, self.moments.cov
-            value = (mean[i] - mean[j]).square().sum(1) + squared_bures(cov[i], cov[j], self._roots[i])
+            value = gather(self._squared(*(own_part(x) for x in (i, j)))) if together else self._squared(i, j)
             self.kept[i, j] = value
             self.kept[j, i] = value
             self.kept.fill_diagonal_(0)
         return self.kept[codes][:, codes]
+
+    def _squared(self, i: Tensor, j: Tensor) -> Tensor:
+        """Squared distances between populations ``i`` and ``j``, ``(pairs,)`` each."""
+        assert self._roots is not None
+        mean, cov = self.moments.mean, self.moments.cov
+        return (mean[i] - mean[j]).square().sum(1) + squared_bures(cov[i], cov[j], self._roots[i])
 
 
 def isometry_loss(z: Tensor, target: Tensor, used: Tensor | None = None, start: Tensor | None = None) -> Tensor:

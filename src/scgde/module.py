@@ -307,7 +307,8 @@ class GDEModule(SetsMixin, LatentsMixin, BaseModuleClass):
             if together:
                 sets = sets.gathered()
                 sources, weights = gather(sources), gather(weights)
-            isometry, of_gate = self._isometry(sets, self.isometry_targets.distances(sources, weights))
+            wanted = self.isometry_targets.distances(sources, weights, together=together)
+            isometry, of_gate = self._isometry(sets, wanted)
             loss = loss + self.isometry_weight * isometry + of_gate
             terms["isometry"] = isometry.detach()
         return {"loss": loss, **terms}
