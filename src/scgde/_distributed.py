@@ -47,6 +47,13 @@ def own_part(x: Tensor) -> Tensor:
     return x.tensor_split(dist.get_world_size())[dist.get_rank()]
 
 
+def of_any(x: Tensor) -> Tensor:
+    """Whether any process has true, elementwise."""
+    some = x.to(torch.uint8)
+    dist.all_reduce(some, op=dist.ReduceOp.MAX)
+    return some.to(torch.bool)
+
+
 def share(n: Tensor | int, device: torch.device) -> Tensor:
     """Weight of the mean over this process's ``n`` things, so that the average over processes is the mean over all things."""
     own = torch.as_tensor(n, dtype=torch.float64, device=device)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from scgde import ot
-from scgde._distributed import gather, own_part
+from scgde._distributed import gather, of_any, own_part
 from scgde.ot import pairwise_gaussian_wasserstein, sqrtm_psd
 from scgde.ot.gaussian import squared_bures
 
@@ -138,9 +138,11 @@ class IsometryTargets:
 
     def _look_up(self, codes: Tensor, together: bool) -> Tensor:
         assert self.kept is not None
-        missing = torch.isnan(self.kept[codes][:, codes]).triu(1).nonzero(as_tuple=True)
-        if len(missing[0]):
-            i, j = codes[missing[0]], codes[missing[1]]
+        unknown = torch.isnan(self.kept[codes][:, codes]).triu(1)
+        if together:  # each also keeps those of its own validation sets
+            unknown = of_any(unknown)
+        if bool(unknown.any()):
+            i, j = (codes[x] for x in unknown.nonzero(as_tuple=True))
             value = gather(self._squared(*(own_part(x) for x in (i, j)))) if together else self._squared(i, j)
             self.kept[i, j] = value
             self.kept[j, i] = value
