@@ -213,7 +213,7 @@ def distances(arguments, folder: Path) -> None:
 
 
 def processes(arguments, folder: Path) -> None:
-    """Two processes that train together beside one, by turns, one thread each."""
+    """Two processes that train together beside one, by turns, one thread each, for as many epochs as by default."""
     path, rows = store(folder, 1000, 200), []
     for turn in range(arguments.turns):
         for n in (1, 2):
@@ -221,7 +221,7 @@ def processes(arguments, folder: Path) -> None:
                 {
                     "turn": turn,
                     "processes": n,
-                    **measure(path, "--devices", n, "--batches", arguments.batches, "--max-epochs", 4),
+                    **measure(path, "--devices", n, "--batches", arguments.batches),
                 }
             )
             print(rows[-1], flush=True)

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
-from lightning.pytorch.strategies import DDPStrategy
 from scvi import settings
 
 from scgde._checkpoints import NAME as CHECKPOINT_NAME
 from scgde._checkpoints import CarefulRunner, ResumePoint, check_folder, check_settings, find_checkpoint, run_facts
+from scgde._distributed import ProcessesStrategy
 from scgde._identity import fingerprint
 from scgde.components import CellComponents
 from scgde.contrasts import Contrasts
@@ -234,13 +234,7 @@ class TrainingMixin:
             trainer_kwargs.setdefault("check_val_every_n_epoch", max(epochs.total // 50, 1))
         strategy = trainer_kwargs.get("strategy")
         if strategy in _STRATEGIES:
-            # each phase leaves the other's parameters without gradients; buffers are the same everywhere and do not change in a step
-            trainer_kwargs["strategy"] = DDPStrategy(
-                find_unused_parameters=True,
-                broadcast_buffers=False,
-                gradient_as_bucket_view=True,
-                start_method=_STRATEGIES[strategy],  # type: ignore[arg-type]
-            )
+            trainer_kwargs["strategy"] = ProcessesStrategy(start_method=_STRATEGIES[strategy])  # type: ignore[arg-type]
         runner = CarefulRunner(
             self,
             training_plan=plan,

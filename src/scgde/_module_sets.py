@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from scgde._distributed import gather
+from scgde._distributed import Gathering
 from scgde._segments import segment_mean
 from scgde.encoders.base import GatedEncoder
 from scgde.generators.skeleton import inverse_frames
@@ -16,6 +16,8 @@ from scgde.geometry import UNMIXED, held_out_sets, isometry_loss
 from scgde.moments import PopulationMoments, few_cells
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from scgde.encoders.base import SetEncoder
     from scgde.generators import AffineSkeleton
     from scgde.geometry import IsometryTargets
@@ -34,12 +36,18 @@ class _EmbeddedSets:
     straight: Tensor | None = None
     correction: Tensor | None = None
 
-    def gathered(self) -> _EmbeddedSets:
-        """Those of all processes that train together."""
-        held, straight, correction = (
-            None if value is None else gather(value) for value in (self.held, self.straight, self.correction)
-        )
-        return _EmbeddedSets(gather(self.z), held, straight, correction)
+    def of_all_processes(
+        self, *facts: Tensor, sizes: list[int]
+    ) -> Callable[[], tuple[_EmbeddedSets, tuple[Tensor, ...]]]:
+        """Ask for the sets of all processes that train together, and facts of them; what is returned waits for them."""
+        known = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
+        gathering = Gathering(*known.values(), *facts, sizes=sizes)
+
+        def finish() -> tuple[_EmbeddedSets, tuple[Tensor, ...]]:
+            joint = gathering.finish()
+            return _EmbeddedSets(**dict(zip(known, joint, strict=False))), joint[len(known) :]
+
+        return finish
 
 
 class SetsMixin:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from scgde import ot
-from scgde._distributed import gather, of_any, own_part
+from scgde._distributed import Gathering, alone, share_out
 from scgde.ot import pairwise_gaussian_wasserstein, sqrtm_psd
 from scgde.ot.gaussian import squared_bures
 
@@ -138,16 +138,21 @@ class IsometryTargets:
 
     def _look_up(self, codes: Tensor, together: bool) -> Tensor:
         assert self.kept is not None
-        unknown = torch.isnan(self.kept[codes][:, codes]).triu(1)
-        if together:  # each also keeps those of its own validation sets
-            unknown = of_any(unknown)
-        if bool(unknown.any()):
-            i, j = (codes[x] for x in unknown.nonzero(as_tuple=True))
-            value = gather(self._squared(*(own_part(x) for x in (i, j)))) if together else self._squared(i, j)
-            self.kept[i, j] = value
-            self.kept[j, i] = value
-            self.kept.fill_diagonal_(0)
-        return self.kept[codes][:, codes]
+        squared = self.kept[codes][:, codes]
+        p, q = torch.isnan(squared).triu(1).nonzero(as_tuple=True)
+        if len(p):
+            i, j = codes[p], codes[q]
+            if together:
+                own, sizes = share_out(len(p))
+                (value,) = Gathering(self._squared(i[own], j[own]), sizes=sizes).finish()
+            else:
+                value = self._squared(i, j)
+            if together or alone():  # what processes keep must be the same: they validate on different populations
+                self.kept[i, j] = value
+                self.kept[j, i] = value
+            squared[p, q] = value
+            squared[q, p] = value
+        return squared.fill_diagonal_(0)
 
     def _squared(self, i: Tensor, j: Tensor) -> Tensor:
         """Squared distances between populations ``i`` and ``j``, ``(pairs,)`` each."""
@@ -181,17 +186,19 @@ def isometry_loss(z: Tensor, target: Tensor, used: Tensor | None = None, start: 
     """
     k = z.shape[0]
     i, j = torch.triu_indices(k, k, offset=1, device=z.device)
+    target, distance = (
+        target[i, j],
+        torch.pdist(z),
+    )  # has no gradient at zero, where two mixtures of the same cells may meet
+    length = None if start is None else torch.pdist(start)
     if used is not None:
         chosen = used[i, j]
-        i, j = i[chosen], j[chosen]
-    if len(i) == 0:
+        target, distance = target[chosen], distance[chosen]
+        length = None if length is None else length[chosen]
+    if len(target) == 0:
         return z.sum() * 0.0
-    target = target[i, j]
-    if start is not None:
-        length = (start[i] - start[j]).norm(dim=1)
+    if length is not None:
         target = target * (length.square().sum() / (length * target).sum().clamp_min(1e-12))
-    # the square root has no gradient at zero, where two mixtures of the same cells may meet
-    distance = ((z[i] - z[j]).square().sum(1) + 1e-12).sqrt()
     return (distance - target).square().mean() / target.square().mean().clamp_min(1e-12)
 
 

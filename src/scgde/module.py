@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
 from scgde._constants import BATCH_KEYS
-from scgde._distributed import gather, share
+from scgde._distributed import Counts
 from scgde._module_latents import LatentsMixin
 from scgde._module_sets import SetsMixin
 from scgde.encoders import ENCODERS
@@ -271,32 +271,35 @@ class GDEModule(SetsMixin, LatentsMixin, BaseModuleClass):
         sources, weights = batch[BATCH_KEYS.SOURCES], batch[BATCH_KEYS.SOURCE_WEIGHTS]
         scored = batch.get(BATCH_KEYS.SCORED)
         encoded = slice(None) if scored is None else ~scored
+        target = self.frame_moments.mixtures(sources, weights)
+        rows = torch.ones_like(segment, dtype=torch.bool) if scored is None else scored
+        has_shape = (target.n > 1.5)[segment[rows]]  # a population of one cell has no shape to learn
+        counts = Counts(len(sources), has_shape.sum(), device=mean.device) if together else None
         whole = self._whole_populations(segment, sources, weights) if scored is None and self.training else None
         sets = self._embed_training_sets(mean[encoded], segment[encoded], sources, weights, whole)
         z = sets.z
+        joint = None
+        if counts is not None and self.geometry == "isometric":  # on their way while the generator is trained
+            joint = sets.of_all_processes(sources, weights, sizes=counts.of_all(0).tolist())
 
-        target = self.frame_moments.mixtures(sources, weights)
         moments = z.new_zeros(())
         if self.has_skeleton and self.geometry == "emergent":
             # the encoder learns to tell the law of the whole population from a part of it; where nothing but decoding depends
             # on the skeleton, it is fitted at the end (fit_skeleton)
             moments = self.skeleton.loss(z, self._frame_vectors(target, sources, weights))
-            if together:
-                moments = moments * share(len(sources), z.device)
+            if counts is not None:
+                moments = moments * counts.share(0)
 
         generated = z.new_zeros(())
         if self.generator_weight:
-            rows = torch.ones_like(segment, dtype=torch.bool) if scored is None else scored
             noise = torch.randn(mean.shape, generator=generator, dtype=mean.dtype, device=mean.device)
             u, codes = (mean + sd * noise)[rows], segment[rows]
             y = into_frame(u, target, codes, self._inverse_frames(target, sources, weights))
             generated = self.generator.loss(y, self.skeleton.condition(z)[codes], codes, generator)
-            # a population of one cell has no shape to learn; sets weigh alike whatever their size
-            has_shape = (target.n > 1.5)[codes]
-            n_shaped = has_shape.sum()
-            generated = (generated * has_shape).sum() / n_shaped.clamp_min(1)
-            if together:
-                generated = generated * share(n_shaped, z.device)
+            # sets weigh alike whatever their size
+            generated = (generated * has_shape).sum() / has_shape.sum().clamp_min(1)
+            if counts is not None:
+                generated = generated * counts.share(1)
 
         loss = self.generator_weight * generated + moments
         terms = {"generator": generated.detach()}
@@ -304,9 +307,8 @@ class GDEModule(SetsMixin, LatentsMixin, BaseModuleClass):
             terms["moments"] = moments.detach()
         if self.geometry == "isometric":
             assert self.isometry_targets is not None
-            if together:
-                sets = sets.gathered()
-                sources, weights = gather(sources), gather(weights)
+            if joint is not None:
+                sets, (sources, weights) = joint()
             wanted = self.isometry_targets.distances(sources, weights, together=together)
             isometry, of_gate = self._isometry(sets, wanted)
             loss = loss + self.isometry_weight * isometry + of_gate

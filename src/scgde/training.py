@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from scgde._constants import BATCH_KEYS, TRAINING_STATE
-from scgde._distributed import agree, share
+from scgde._distributed import GradientAverage, ProcessesStrategy, agree
 from scgde.population_phase import prepare_population_phase
 
 if TYPE_CHECKING:
@@ -142,6 +142,8 @@ class GDETrainingPlan(pl.LightningModule):
         self.seed = seed
         self._sums: dict[str, dict[str, tuple[Any, int]]] = {"train": {}, "validation": {}}
         self._saved_kept: dict[str, Tensor | None] | None = None
+        self._average: GradientAverage | None = None
+        self._weight = 1.0
         self.in_cell_phase = epochs.cells > 0
         self.phase_start = 0
         # Reads the contrasts off a noisy draw of the latent: they must be there at more than the noise's amplitude, and
@@ -185,6 +187,12 @@ class GDETrainingPlan(pl.LightningModule):
             total = self.epochs.sets * data.n_set_batches
         return min((self.global_step - self.phase_start) / max(total - 1, 1), 1.0)
 
+    def on_after_backward(self) -> None:
+        if isinstance(self.trainer.strategy, ProcessesStrategy) and self._together:
+            if self._average is None:
+                self._average = GradientAverage(self.parameters())
+            self._average(self._weight)
+
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         torch.nn.utils.clip_grad_norm_(self.parameters(), self.clip)
         for group in optimizer.param_groups:
@@ -207,6 +215,9 @@ class GDETrainingPlan(pl.LightningModule):
             loss, logs, size = self._cell_step(batch, "train", weight, noise)
         else:
             loss, logs, size = self._set_step(batch, "train", noise)
+        self._weight = (
+            float(size) if self.in_cell_phase else 1.0
+        )  # losses of sets are those of all processes' sets already
         self._log(logs, "train", size, last=self.trainer.is_last_batch)
         return loss
 
@@ -239,8 +250,6 @@ class GDETrainingPlan(pl.LightningModule):
             contrast = error.square().sum(dim=1).mean()
             loss = loss + self.contrast_weight * contrast
             logs[f"contrast_{mode}"] = contrast
-        if self._together and mode == "train":
-            loss = loss * share(n, loss.device)
         return loss, logs, n
 
     def _set_step(
@@ -317,6 +326,7 @@ class GDETrainingPlan(pl.LightningModule):
         # only now: who interrupts the line above has a model whose population phase must still be prepared
         self.in_cell_phase = False
         self.phase_start = self.global_step
+        self._average = None  # other parameters are trained
 
 
 def one_cycle(progress: float, warmup: float = 0.3) -> float:

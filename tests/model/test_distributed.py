@@ -73,6 +73,28 @@ GRADIENTS = """
     torch.save({"loss": loss.detach(), **gradients}, f"{folder}/{rank}.pt")
 """
 
+AVERAGE = """
+    import sys
+    import torch
+    import torch.distributed as dist
+    from scgde._distributed import GradientAverage
+
+    rank, folder = int(sys.argv[1]), sys.argv[2]
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    both, first, neither, frozen = (torch.nn.Parameter(torch.zeros(2, 3)) for _ in range(4))
+    frozen.requires_grad_(False)
+    average = GradientAverage([both, first, neither, frozen])
+    means = []
+    for step in range(3):
+        both.grad, first.grad = torch.full((2, 3), 1.0 + 4 * rank + step), None
+        if rank == 0 and step == 1:  # a gradient more than at the first step, in one process
+            first.grad = torch.full((2, 3), 8.0)
+        average(weight=[3.0, 1.0][rank])
+        means.append([both.grad.mean(), torch.zeros(()) if first.grad is None else first.grad.mean()])
+    assert neither.grad is None and frozen.grad is None and both.grad.std() == 0
+    torch.save(torch.tensor(means), f"{folder}/{rank}.pt")
+"""
+
 TRAINING = """
     import sys, warnings
     import torch
@@ -125,6 +147,13 @@ def test_two_processes_have_the_gradients_of_one_with_the_joint_batch(tmp_path, 
         scale = float(gradient.abs().max())
         torch.testing.assert_close(first[name], gradient, rtol=1e-5, atol=1e-5 * max(scale, 1e-3))
         torch.testing.assert_close(second[name], first[name], rtol=0, atol=0)
+
+
+def test_gradients_are_averaged_by_weight_whichever_process_has_them(tmp_path):
+    finish(*(run(AVERAGE, rank, tmp_path) for rank in (0, 1)))
+    for rank in (0, 1):
+        means = torch.load(tmp_path / f"{rank}.pt")
+        torch.testing.assert_close(means, torch.tensor([[2.0, 0.0], [3.0, 6.0], [4.0, 0.0]]))
 
 
 def test_training_in_two_processes_ends_with_one_model(tmp_path, make_cells):

@@ -84,15 +84,11 @@ class PopulationSampler:
         if len(self.populations) == 0:
             message = f"No population has {min_cells} or more cells to draw from."
             raise ValueError(message)
+        self.n_cells = sum(len(g) for g in self._groups.values())
         self.populations_per_batch = populations_per_batch
         self.cells_per_population = cells_per_population
         self.mixing = mixing if len(self.populations) > 1 else 0.0
         self.seed = seed
-
-    @property
-    def n_cells(self) -> int:
-        """Number of cells in the populations drawn from."""
-        return sum(len(g) for g in self._groups.values())
 
     def __len__(self) -> int:
         """Batches in an epoch of one process."""
