@@ -264,7 +264,7 @@ TITLES = {
     ),
     "throughput_data_space": (
         "Speed in data space",
-        "Points in 100 dimensions, 32 sets of 100, width 128, codes of 32; beside plain torch networks in the shapes of the GDE paper's public models (diffusion for `flow`). `throughput.py --part data_space`",
+        "Points in 100 dimensions, 256 populations of 100, 32 in a batch, width 128, codes of 32: training by default, what is computed once and kept included; beside plain torch networks in the shapes of the GDE paper's public models (diffusion for `flow`). `throughput.py --part data_space`",
     ),
     "throughput_sampling": (
         "Speed of sampling",
@@ -289,7 +289,7 @@ TITLES = {
     ),
     "scale_processes": (
         "Two processes that train together",
-        "Cells in batches of the first process for each second, one thread each, two cores; by turns. `scale.py --part processes`",
+        "Cells in batches of the first process for each second, one thread each, two cores; by turns with one process alone, and with two that each train a model of their own at the same time. `scale.py --part processes`",
     ),
     "scale_cluster": (
         "Embedding by tasks on Dask",

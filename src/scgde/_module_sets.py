@@ -105,11 +105,13 @@ class SetsMixin:
         self, u: Tensor, segment: Tensor, sources: Tensor, weights: Tensor, whole: Tensor | None
     ) -> _EmbeddedSets:
         k, encoder = len(sources), self.set_encoder
-        if self.geometry != "isometric" or not isinstance(encoder, GatedEncoder):
+        if not isinstance(encoder, GatedEncoder):
             return _EmbeddedSets(encoder(u, segment, n_sets=k))
         assert self.embedding_moments is not None
-        held = held_out_sets(sources, weights, len(self.embedding_moments.n))
         straight, correction = self._terms_of_sets(encoder, u, segment, sources[:, 0], whole)
+        if self.geometry != "isometric":
+            return _EmbeddedSets(straight + encoder.gate * correction)
+        held = held_out_sets(sources, weights, len(self.embedding_moments.n))
         correction = torch.where(held[:, None], correction.detach(), correction)
         return _EmbeddedSets(straight + encoder.gate.detach() * correction, held, straight, correction)
 
