@@ -334,6 +334,10 @@ def fill(path: Path, begin: str, end: str, text: str) -> None:
     path.write_text(f"{head}{begin}\n\n{text}\n{end}{tail}")
 
 
+def fact(value: object) -> str:
+    return ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
+
+
 def section(name: str, columns: tuple[str, ...] | None = None, level: str = "##") -> str | None:
     """Heading, text and table of one result; None where there is no result."""
     path = HERE / "results" / f"{name}.json"
@@ -342,7 +346,10 @@ def section(name: str, columns: tuple[str, ...] | None = None, level: str = "##"
     content = json.loads(path.read_text())
     rows = content["table"] if columns is None else [{c: row.get(c) for c in columns} for row in content["table"]]
     title, text = TITLES[name]
-    return f"{level} {title}\n\n{text} Seeds: {content['options']['seeds']}.\n\n{table(rows)}\n"
+    facts = ""
+    if name.startswith("scale_") and content["facts"]:
+        facts = "\n" + "".join(f"- {key}: {fact(value)}\n" for key, value in content["facts"].items())
+    return f"{level} {title}\n\n{text} Seeds: {content['options']['seeds']}.\n\n{table(rows)}\n{facts}"
 
 
 if __name__ == "__main__":
