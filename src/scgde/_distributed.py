@@ -135,13 +135,12 @@ class Counts:
 
     def __init__(self, *counts: Tensor | int, device: torch.device) -> None:
         own = torch.stack([torch.as_tensor(n, dtype=torch.int64, device=device) for n in counts])
-        self._everyone = [torch.empty_like(own) for _ in range(dist.get_world_size())]
-        self._work = dist.all_gather(self._everyone, own, async_op=True)
+        self._gathering = Gathering(own[None], sizes=[1] * dist.get_world_size())
 
     def of_all(self, thing: int) -> Tensor:
         """Numbers of one thing, ``(processes,)``."""
-        self._work.wait()
-        return torch.stack(self._everyone)[:, thing]
+        (counts,) = self._gathering.received()
+        return counts[:, thing]
 
     def share(self, thing: int) -> Tensor:
         """Weight of the mean over this process's things, so that the average over processes is the mean over all things."""

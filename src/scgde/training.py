@@ -215,9 +215,8 @@ class GDETrainingPlan(pl.LightningModule):
             loss, logs, size = self._cell_step(batch, "train", weight, noise)
         else:
             loss, logs, size = self._set_step(batch, "train", noise)
-        self._weight = (
-            float(size) if self.in_cell_phase else 1.0
-        )  # losses of sets are those of all processes' sets already
+        # losses of sets are those of all processes' sets already
+        self._weight = float(size) if self.in_cell_phase else 1.0
         self._log(logs, "train", size, last=self.trainer.is_last_batch)
         return loss
 

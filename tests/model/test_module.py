@@ -229,8 +229,9 @@ def test_gate_closes_unless_the_correction_takes_away_much_of_the_error(share, c
     assert (float(encoder.gate_logit.grad) > 0) == closes
 
 
-def test_starts_of_whole_populations_are_computed_once(cells, monkeypatch):
-    module = make_module(cells).train()
+@pytest.mark.parametrize("geometry", ["isometric", "emergent"])
+def test_starts_of_whole_populations_are_computed_once(cells, monkeypatch, geometry):
+    module = make_module(cells, geometry=geometry).train()
 
     def loss(*arguments):
         return float(module.population_loss(make_batch(*arguments), torch.Generator().manual_seed(0))["loss"])
