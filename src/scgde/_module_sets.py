@@ -109,6 +109,8 @@ class SetsMixin:
             return _EmbeddedSets(encoder(u, segment, n_sets=k))
         assert self.embedding_moments is not None
         straight, correction = self._terms_of_sets(encoder, u, segment, sources[:, 0], whole)
+        if encoder.is_closed:
+            return _EmbeddedSets(straight)
         if self.geometry != "isometric":
             return _EmbeddedSets(straight + encoder.gate * correction)
         held = held_out_sets(sources, weights, len(self.embedding_moments.n))

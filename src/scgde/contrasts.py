@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 MAX_CELLS = 200_000
 """Cells that contrasts are fitted on, at most."""
 
+N_PERMUTATIONS = 20
+"""Permutations of labels that say how far chance alone separates populations."""
+
 
 @dataclass(frozen=True)
 class Contrasts:
@@ -73,7 +76,7 @@ class Contrasts:
         for b in np.unique(batch):
             centre[b] = rows[batch == b].mean(0)
             rows[batch == b] -= centre[b]
-        axes = discriminant_axes(rows, table.codes[used], float(sizes[sizes > 0].mean()))
+        axes = discriminant_axes(rows, table.codes[used], batch, float(sizes[sizes > 0].mean()), seed)
         if axes is None:
             return None
         return cls(components, centre + rows.mean(0), axes).for_table(table, indices)
@@ -116,35 +119,106 @@ def some_of_each(codes: np.ndarray, indices: np.ndarray, limit: int, seed: int) 
     return np.sort(order[place < max(limit // len(starts), 2)])
 
 
-def discriminant_scores(components: np.ndarray, codes: np.ndarray) -> np.ndarray | None:
-    """Shrunk discriminant scores of ``components`` ``(cells, r)`` given population codes (negative: none)."""
-    axes = discriminant_axes(components, codes)
-    return None if axes is None else (components - components.mean(0)) @ axes
+def discriminant_axes(
+    components: np.ndarray,
+    codes: np.ndarray,
+    batch: np.ndarray | None = None,
+    mean_size: float | None = None,
+    seed: int = 0,
+) -> np.ndarray | None:
+    """Axes of discriminant scores along which populations differ by more than chance.
 
+    Parameters
+    ----------
+    components
+        Cells, centred, ``(cells, r)``.
+    codes
+        Population of each cell, ``(cells,)``; negative for none.
+    batch
+        Batch of each cell, ``(cells,)``, within which permutations stay; one batch by default.
+    mean_size
+        Mean number of cells of populations, where not all are given.
+    seed
+        Seed of the permutations.
 
-def discriminant_axes(components: np.ndarray, codes: np.ndarray, mean_size: float | None = None) -> np.ndarray | None:
-    """Axes ``(r, n)`` of the scores; ``mean_size`` is the mean number of cells of populations, where not all are given."""
-    assigned = codes >= 0
-    labels, inverse, sizes = np.unique(codes[assigned], return_inverse=True, return_counts=True)
-    one_hot = sp.csr_matrix((np.ones(len(inverse)), (inverse, np.arange(len(inverse)))))
-    means = (one_hot @ components[assigned]) / sizes[:, None]
-    residual = components[assigned] - means[inverse]
-    freedom = len(inverse) - len(labels)
-    r = components.shape[1]
-    if freedom < 2:
+    Returns
+    -------
+    ``(r, n)``, or None where no direction is beyond the noise edge.
+    """
+    sizes = np.bincount(codes[codes >= 0])
+    replicated = np.append(sizes > 1, False)[codes]  # code -1 is last
+    labels, inverse, sizes = np.unique(codes[replicated], return_inverse=True, return_counts=True)
+    x = components[replicated]
+    if len(labels) < 2 or len(x) - len(labels) < 2:
         return None
+    white, variance, rotation = _discriminants(x, inverse, sizes)
+    residual = x - (_sums(x, inverse, len(labels)) / sizes[:, None])[inverse]
+    chance = _chance(residual, inverse, sizes, None if batch is None else batch[replicated], seed)
+    # one after another: once a direction is not beyond chance, no later one is believed
+    n = int(np.cumprod(variance > chance.max(0)).sum())
+    if not n:
+        return None
+    signal = np.maximum(variance - chance.mean(0), 0.0)[:n]
+    weight = np.sqrt(signal / (signal + 1 / (sizes.mean() if mean_size is None else mean_size)))
+    return white @ rotation[:, :n] * weight
+
+
+def _discriminants(
+    x: np.ndarray, codes: np.ndarray, sizes: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Whitening by the spread within populations ``(r, r)``, variances between them ``(r,)``, falling, and their axes ``(r, r)``."""
+    residual = x - (_sums(x, codes, len(sizes)) / sizes[:, None])[codes]
+    r, freedom = x.shape[1], len(x) - len(sizes)
     within = residual.T @ residual / freedom
     # few residual degrees of freedom make the small eigenvalues far too small; pull towards a multiple of identity
     pull = min(r / (r + freedom), 0.99)
     within = (1 - pull) * within + pull * np.trace(within) / r * np.eye(r)
     values, axes = np.linalg.eigh(within)
-    white = axes / np.sqrt(np.maximum(values, 1e-6 * values[-1]))
-    centred = (means - means.mean(0)) @ white
-    between = centred.T @ centred / max(len(labels) - 1, 1) - np.eye(r) * np.mean(1 / sizes)
-    variance, rotation = np.linalg.eigh(between)
-    variance, rotation = variance[::-1], rotation[:, ::-1]
-    keep = variance > 0
-    if not keep.any():
-        return None
-    weight = np.sqrt(variance[keep] / (variance[keep] + 1 / (sizes.mean() if mean_size is None else mean_size)))
-    return white @ rotation[:, keep] * weight
+    white = axes / np.sqrt(np.maximum(values, 1e-6 * max(values[-1], 1e-300)))
+    variance, rotation = np.linalg.eigh(between_covariance(x @ white, codes, sizes))
+    return white, variance[::-1], rotation[:, ::-1]
+
+
+def between_covariance(x: np.ndarray, codes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    r"""Unbiased covariance of population means, ``(r, r)``: products of *different* cells of a population only.
+
+    .. math:: \sum_k v_k \{(m_k - \bar m)(m_k - \bar m)' - (1 - v_k) S_k / n_k\} / \sum_k v_k (1 - v_k)
+
+    with covariances :math:`S_k` of cells and weights :math:`v_k` that saturate at the median size. This is the average over all ways
+    to halve each population of the product of the means of its halves. Its expectation is zero where populations have one law.
+    """
+    weight = sizes / (sizes + np.median(sizes))
+    weight = weight / weight.sum()
+    means = _sums(x, codes, len(sizes)) / sizes[:, None]
+    residual = x - means[codes]
+    centred = means - weight @ means
+    share = weight * (1 - weight) / (sizes * (sizes - 1))
+    noise = (residual * share[codes][:, None]).T @ residual
+    return ((centred * weight[:, None]).T @ centred - noise) / (weight * (1 - weight)).sum()
+
+
+def _chance(
+    residual: np.ndarray, codes: np.ndarray, sizes: np.ndarray, batch: np.ndarray | None, seed: int
+) -> np.ndarray:
+    """Variances between populations, falling, under :data:`N_PERMUTATIONS` permutations of labels, ``(permutations, r)``.
+
+    Cells' deviations from their population's mean are permuted, within batches: they hold no difference between populations. All is
+    computed anew, the whitening too, since few cells make that noisy. Comparing variances rank by rank with those of permuted data is
+    known as parallel analysis (Horn 1965, Psychometrika 30, 179).
+    """
+    rng = np.random.default_rng([seed, 31])
+    residual = residual * np.sqrt(sizes / (sizes - 1))[codes][:, None]
+    batch = np.zeros(len(codes), dtype=np.int64) if batch is None else batch
+    order = np.argsort(batch, kind="stable")
+    groups = np.split(order, np.flatnonzero(np.diff(batch[order])) + 1)
+    chance, permuted = [], codes.copy()
+    for _ in range(N_PERMUTATIONS):
+        for rows in groups:
+            permuted[rows] = codes[rng.permutation(rows)]
+        chance.append(_discriminants(residual, permuted, sizes)[1])
+    return np.stack(chance)
+
+
+def _sums(x: np.ndarray, codes: np.ndarray, n: int) -> np.ndarray:
+    """Sums of rows by code, ``(n, r)``."""
+    return sp.csr_matrix((np.ones(len(codes)), (codes, np.arange(len(codes)))), shape=(n, len(codes))) @ x

@@ -14,9 +14,10 @@ from scgde._distributed import Counts
 from scgde._module_latents import LatentsMixin
 from scgde._module_sets import SetsMixin
 from scgde.encoders import ENCODERS
+from scgde.encoders.base import GatedEncoder
 from scgde.generators import GENERATORS, AffineSkeleton
 from scgde.generators.skeleton import N_FOLDS, fold_of, into_frame, inverse_frames, shared_frame
-from scgde.geometry import ExactTargets, IsometryTargets
+from scgde.geometry import ExactTargets, IsometryTargets, held_out_sets
 from scgde.moments import PopulationMoments, few_cells, moment_size
 from scgde.observations import Context, ObservationModel
 
@@ -72,6 +73,10 @@ class GDEModule(SetsMixin, LatentsMixin, BaseModuleClass):
         self.generator = GENERATORS[generator](observation.n_latent, n_embedding, n_hidden)
         self.geometry = geometry
         self.has_skeleton = skeleton
+        exact = self.set_encoder.wants_exact_targets
+        if isinstance(self.set_encoder, GatedEncoder) and geometry == "isometric" and not exact:
+            # the targets are what the straight term has already, and their noise
+            self.set_encoder.close()
         self.isometry_weight = isometry_weight
         self.generator_weight = generator_weight
         # moments of the training populations: targets of the population phase, not part of the model
@@ -187,6 +192,10 @@ class GDEModule(SetsMixin, LatentsMixin, BaseModuleClass):
         training = raw.select(is_training.nonzero()[:, 0])
         if not further:
             self.set_encoder.fit(mean, dense, raw.select(labels), set_size)
+        if self.geometry == "isometric" and isinstance(self.set_encoder, GatedEncoder):
+            everyone = torch.arange(k, device=codes.device)[:, None]
+            if not held_out_sets(everyone, torch.ones_like(everyone), k).any():
+                self.set_encoder.close()
         pooled, coefficient = training.pooled_covariance(), training.shrinkage()
         self.embedding_moments, self.shrinkage = raw, (coefficient, pooled)
         if self.geometry == "isometric":

@@ -208,7 +208,7 @@ class GDETrainingPlan(pl.LightningModule):
         seed = int(np.random.SeedSequence([self.seed, *key]).generate_state(1, np.uint64)[0] >> 1)
         return torch.Generator(device=self.device).manual_seed(seed)
 
-    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor | None:
         noise = self._noise(0, self.global_step, self.trainer.global_rank)
         if self.in_cell_phase:
             weight = self.kl_weight * min(self._progress() / max(self.kl_warmup, 1e-9), 1.0)
@@ -218,7 +218,8 @@ class GDETrainingPlan(pl.LightningModule):
         # losses of sets are those of all processes' sets already
         self._weight = float(size) if self.in_cell_phase else 1.0
         self._log(logs, "train", size, last=self.trainer.is_last_batch)
-        return loss
+        # a closed form without a generator has nothing to train
+        return loss if loss.requires_grad else None
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         noise = self._noise(1, batch_idx, self.trainer.global_rank)

@@ -1,20 +1,29 @@
-"""Axes of vectors of populations, scaled by how far two halves of a population agree on them."""
+"""Axes of vectors of populations that do not depend on labels, and gains by how far two halves of a population agree."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-PRIOR_POPULATIONS = 10
-"""Weight, in populations, of a block's reliability in that of each of its axes."""
+PRIOR_POPULATIONS = 100
+"""Weight, in populations, of a block's reliability in that of each of its axes: few populations cannot tell axes apart."""
 
 LEAST_GAIN = 0.3
 """Least gain of axes of moments: new populations may differ along one that training populations do not differ along."""
+
+MAX_CLUSTERED_CELLS = 20_000
+MAX_CLUSTERS = 100
+CELLS_PER_CLUSTER = 20
+"""Cells for each cluster that sets without labels are mixed from, at least."""
+
+CONCENTRATION = 0.2
+"""Of the Dirichlet law of their shares, for each cluster: most of a set is of a fifth of the clusters or fewer."""
 
 
 @dataclass(frozen=True)
@@ -34,9 +43,12 @@ class ReliableAxes:
 
     @classmethod
     def fit(
-        cls, a: Tensor, b: Tensor, blocks: list[tuple[int, int, int, float]], size_ratio: float = 1.0
+        cls, free: Tensor, a: Tensor, b: Tensor, blocks: list[tuple[int, int, int, float]], size_ratio: float = 1.0
     ) -> ReliableAxes:
-        r"""Axes from vectors of disjoint halves of the same populations.
+        r"""Axes from vectors of sets that were made without labels, gains from two halves of each population.
+
+        Axes chosen from the populations themselves would hold all of the noise that sets these very cells apart, and a part of
+        that of fresh cells: populations of one law would look different, and no correction for noise could tell.
 
         The reliability of an axis is the share of its variance between populations that is not sampling noise. Scaled by
         its square root, an axis contributes to the squared distance of two populations as much on average as their
@@ -46,6 +58,8 @@ class ReliableAxes:
 
         Parameters
         ----------
+        free
+            Vectors of sets made without labels (:func:`sets_without_labels`), ``(P, m)``.
         a, b
             Vectors of the halves, ``(K, m)`` each, about their common mean.
         blocks
@@ -53,11 +67,12 @@ class ReliableAxes:
         size_ratio
             Cells of the sets that will be embedded over those of the halves: noise falls with their number.
         """
+        free = free - free.mean(0)
         basis = torch.zeros((a.shape[1], sum(n for _, _, n, _ in blocks)), dtype=a.dtype, device=a.device)
         gains, column = [], 0
         for start, stop, n_axes, least in blocks:
-            x, y = a[:, start:stop], b[:, start:stop]
-            axes = torch.linalg.svd(torch.cat([x, y]), full_matrices=len(x) * 2 < n_axes)[2][:n_axes].T
+            x, y, z = a[:, start:stop], b[:, start:stop], free[:, start:stop]
+            axes = torch.linalg.svd(z, full_matrices=len(z) < n_axes)[2][:n_axes].T
             basis[start:stop, column : column + n_axes] = axes
             column += n_axes
             x, y = x @ axes, y @ axes
@@ -68,6 +83,44 @@ class ReliableAxes:
             share = (weight * own + (1 - weight) * block).clamp(0.0, 1.0)
             gains.append((share / (share + (1 - share) / size_ratio)).sqrt().clamp_min(least))
         return cls(basis, torch.cat(gains))
+
+
+def sets_without_labels(u: Tensor, n_sets: int, set_size: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Sets of cells as populations might be, made without their labels: random mixtures of clusters of cells.
+
+    Populations mostly differ in how many of their cells are in which state. Nothing about which cells belong together is used.
+
+    Parameters
+    ----------
+    u
+        Cell latents, ``(cells, n_latent)``.
+    n_sets, set_size
+        Number of sets, and of cells in each, drawn with replacement.
+    seed
+        Seed.
+
+    Returns
+    -------
+    Row of ``u`` and set of each drawn cell, ``(n_sets * set_size,)`` each.
+    """
+    from sklearn.cluster import MiniBatchKMeans
+
+    rng = np.random.default_rng([seed, 37])
+    rows = np.sort(rng.permutation(len(u))[:MAX_CLUSTERED_CELLS])
+    x = u[torch.from_numpy(rows).to(u.device)].double().cpu().numpy()
+    x = x / max(float(x.std()), 1e-12)
+    n_clusters = max(min(MAX_CLUSTERS, len(x) // CELLS_PER_CLUSTER), 1)
+    cluster = np.zeros(len(x), dtype=np.int64)
+    if n_clusters > 1 and x.any():
+        cluster = MiniBatchKMeans(n_clusters, random_state=seed, n_init=1).fit(x).labels_
+    _, cluster, sizes = np.unique(cluster, return_inverse=True, return_counts=True)
+    order = rows[np.argsort(cluster, kind="stable")]
+    starts = np.cumsum(sizes) - sizes
+    shares = rng.dirichlet(np.maximum(CONCENTRATION * sizes / sizes.mean(), 1e-3), size=n_sets)
+    drawn = np.concatenate([rng.choice(len(sizes), set_size, p=p) for p in shares])
+    chosen = order[starts[drawn] + (rng.random(len(drawn)) * sizes[drawn]).astype(np.int64)]
+    segment = torch.arange(n_sets, device=u.device).repeat_interleave(set_size)
+    return torch.from_numpy(chosen).to(u.device), segment
 
 
 def halves(segment: Tensor, set_size: int) -> tuple[list[Tensor], float] | None:

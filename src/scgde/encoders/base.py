@@ -225,6 +225,17 @@ class GatedEncoder(SetEncoder):
         """Share of the correction that is kept."""
         return torch.sigmoid(self.gate_logit)
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether the correction is left out for good."""
+        return not self.gate_logit.requires_grad
+
+    def close(self) -> None:
+        """Leave the correction out for good: nothing that is trained could tell whether it helps."""
+        with torch.no_grad():
+            self.gate_logit.fill_(-torch.inf)
+        self.gate_logit.requires_grad_(False)
+
     def learning_rate_factor(self, name: str) -> float:
         return 20.0 if name == "gate_logit" else 1.0
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from scgde._networks import mlp
 from scgde._segments import gram_by_set, normalised_weights, segment_mean, segment_sum
-from scgde.encoders._axes import LEAST_GAIN, ReliableAxes, halves, principal_axes
+from scgde.encoders._axes import LEAST_GAIN, ReliableAxes, halves, principal_axes, sets_without_labels
 from scgde.encoders._delete_one import DeletedRoots, blocks_of_sets, least_size
 from scgde.encoders.base import GatedEncoder, PooledEncoder
 from scgde.moments import PopulationMoments, from_vector, moment_features, moment_size, to_vector
@@ -15,13 +15,18 @@ from scgde.ot import sqrtm_psd
 from scgde.spectrum import SpectrumShrinkage
 
 
+N_SETS, SET_SIZE = 500, 300
+"""Sets without labels that axes are chosen from, and cells in each."""
+
+
 class ResidualEncoder(PooledEncoder, GatedEncoder):
     """Project mean and square-root covariance, then add a learned correction.
 
     The pooled features of a set are its first and second moments and a learned summary ``g``. Mean and root of the covariance
     are laid out as one vector ``v`` whose Euclidean distance approximates Wasserstein-2, and
-    ``z = P'(v - centre) + gate r(v, g)``. The columns of ``P`` are the leading principal axes of the training populations, scaled by
-    the square root of their reliability (:class:`~scgde.encoders._axes.ReliableAxes`), and ``r`` starts at zero. Before any
+    ``z = P'(v - centre) + gate r(v, g)``. The columns of ``P`` are the mean in full and the leading axes of the spread of sets that
+    are made without labels, scaled by the square root of their reliability (:class:`~scgde.encoders._axes.ReliableAxes`). ``r`` starts
+    at zero. In isometric geometry it stays there: it did not help populations that it was not trained on. Before any
     training the encoder is thus the strongest of the free baselines, and better than it where populations are small. Eigenvalues of
     the covariance are drawn together first (:class:`~scgde.spectrum.SpectrumShrinkage`).
 
@@ -186,14 +191,21 @@ class ResidualEncoder(PooledEncoder, GatedEncoder):
         a, b = (self.vector(part.mean, self._cov(part)) for part in parts)
         common = (a + b).mean(0) / 2
         a, b = a - common, b - common
-        axes = ReliableAxes.fit(a, b, [(0, d, d, LEAST_GAIN), (d, m, m - d, LEAST_GAIN)], ratio)
+        # without labels: axes chosen from the populations would hold the noise of their very cells
+        rows, sets = sets_without_labels(u, N_SETS, SET_SIZE)
+        loose = PopulationMoments.from_cells(u[rows].double(), sets, N_SETS)
+        free = self.vector(loose.mean, self._cov(loose))
+        n_spread = min(m - d, self.n_embedding)
+        axes = ReliableAxes.fit(free, a, b, [(0, d, d, LEAST_GAIN), (d, m, n_spread, LEAST_GAIN)], ratio)
         gain = axes.gain.clone()
         # shrunk roots are shorter, and distances would be
         roots = [sqrtm_psd(self._cov(part)).flatten(1) for part in parts]
         longer = length_ratio(roots[0], roots[1], a[:, d:], b[:, d:])
         gain[d:] *= min(longer, 1 / (1 - float(self.spectrum.share)))
-        scaled = torch.cat([a, b]) @ axes.basis * gain
-        chosen = principal_axes(scaled, d, self.n_embedding)
+        # the mean in full, and as many axes of the spread as there is room for
+        chosen = torch.eye(len(gain), self.n_embedding, dtype=gain.dtype, device=gain.device)
+        if self.n_embedding <= d:
+            chosen = principal_axes((free - free.mean(0)) @ axes.basis * gain, d, self.n_embedding)
         vectors = self.vector(whole.mean, self._cov(whole))
         self.centre.copy_(vectors.mean(0))
         self.projection.copy_((axes.basis * gain) @ chosen)

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from scgde._segments import normalised_weights, segment_mean
-from scgde.encoders._axes import ReliableAxes, halves
+from scgde.encoders._axes import ReliableAxes, halves, sets_without_labels
 from scgde.encoders.base import GatedEncoder
-from scgde.encoders.residual import ResidualEncoder
+from scgde.encoders.residual import N_SETS, SET_SIZE, ResidualEncoder
 from scgde.moments import moment_features
 from scgde.ot import sqrtm_psd
 
@@ -64,6 +64,13 @@ class ShapeEncoder(GatedEncoder):
     @property
     def gate(self) -> Tensor:
         return self.moments.gate
+
+    @property
+    def is_closed(self) -> bool:
+        return self.moments.is_closed
+
+    def close(self) -> None:
+        self.moments.close()
 
     def learning_rate_factor(self, name: str) -> float:
         return self.moments.learning_rate_factor(name.removeprefix("moments."))
@@ -121,7 +128,9 @@ class ShapeEncoder(GatedEncoder):
         a, b = (self._waves_of(u[rows], segment[rows]).double() for rows in split[0])
         centre = (a + b).mean(0) / 2
         n_axes = self.axes.shape[1]
-        axes = ReliableAxes.fit(a - centre, b - centre, [(0, len(centre), n_axes, 0.0)], split[1])
+        rows, sets = sets_without_labels(u, N_SETS, SET_SIZE)
+        free = self._waves_of(u[rows], sets).double()
+        axes = ReliableAxes.fit(free, a - centre, b - centre, [(0, len(centre), n_axes, 0.0)], split[1])
         scores = torch.cat([a - centre, b - centre]) @ axes.basis
         deviation = scores.square().mean(0).sqrt()
         # coordinates of like spread, less so the less reliable they are

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from scgde._segments import segment_mean
 from scgde.components import subsample
-from scgde.encoders._axes import LEAST_GAIN, ReliableAxes, halves, principal_axes
+from scgde.encoders._axes import LEAST_GAIN, ReliableAxes, halves, principal_axes, sets_without_labels
 from scgde.encoders.base import PooledEncoder
 
 if TYPE_CHECKING:
@@ -26,6 +26,10 @@ CELLS_PER_STATE = 100
 """Cells for each state, at least, since each has a covariance of its own: with fewer cells there are fewer states."""
 
 _CELLS_PER_BLOCK = 2**14
+
+
+N_SETS, SET_SIZE = 500, 100
+"""Sets without labels that axes are chosen from, and cells in each."""
 
 
 class StatesEncoder(PooledEncoder):
@@ -104,8 +108,10 @@ class StatesEncoder(PooledEncoder):
         common = (parts[0] + parts[1]).mean(0) / 2
         a, b = (part - common for part in parts)
         blocks = [(0, d, d, LEAST_GAIN), (d, width, width - d, LEAST_GAIN)]
-        axes = ReliableAxes.fit(a, b, blocks, ratio)
-        chosen = principal_axes(torch.cat([a, b]) @ axes.basis * axes.gain, d, self.n_embedding)
+        rows, sets = sets_without_labels(u, N_SETS, SET_SIZE)
+        free = segment_mean(features[rows], sets, N_SETS)
+        axes = ReliableAxes.fit(free, a, b, blocks, ratio)
+        chosen = principal_axes((free - free.mean(0)) @ axes.basis * axes.gain, d, self.n_embedding)
         self.projection.copy_((axes.basis * axes.gain) @ chosen)
         means = moments.mean - moments.mean.mean(0)
         spread_u, spread_z = (

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from scgde._networks import mlp
 from scgde._segments import normalised_weights, pad_sets
-from scgde.encoders._axes import LEAST_GAIN, ReliableAxes, halves, principal_axes
+from scgde.encoders._axes import LEAST_GAIN, ReliableAxes, halves, principal_axes, sets_without_labels
 from scgde.encoders.base import GatedEncoder
 from scgde.moments import moment_size, to_vector
 from scgde.ot import sqrtm_psd
@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from scgde.moments import PopulationMoments
 
 _ENTRIES_PER_PASS = 2**23
+
+
+N_SETS, SET_SIZE = 256, 128
+"""Sets without labels that axes are chosen from, and cells in each."""
 
 
 class TransportEncoder(GatedEncoder):
@@ -152,8 +156,10 @@ class TransportEncoder(GatedEncoder):
         centre = (a + b).mean(0) / 2
         a, b = a - centre, b - centre
         d, m, q = self.n_latent, self.n_moments, len(self.gain)
+        rows, sets = sets_without_labels(u, N_SETS, SET_SIZE)
+        free = self.parts(u[rows], sets, None, N_SETS).double()
         axes = ReliableAxes.fit(
-            a, b, [(0, d, d, LEAST_GAIN), (d, m, m - d, LEAST_GAIN), (m, len(centre), q - m, 0.0)], ratio
+            free, a, b, [(0, d, d, LEAST_GAIN), (d, m, m - d, LEAST_GAIN), (m, len(centre), q - m, 0.0)], ratio
         )
         scaled = torch.cat([a, b]) @ axes.basis * axes.gain
         spread = scaled.square().mean(0).sqrt()
@@ -161,7 +167,8 @@ class TransportEncoder(GatedEncoder):
         self.axes.copy_(axes.basis)
         self.gain.copy_(axes.gain)
         self.spread.copy_(spread.clamp_min(1e-3 * spread.max().clamp_min(1e-6)))
-        self.projection.copy_(principal_axes(scaled, d, self.n_embedding))
+        loose = (free - free.mean(0)) @ axes.basis * axes.gain
+        self.projection.copy_(principal_axes(loose, d, self.n_embedding))
         self.scale.copy_((scaled @ self.projection.double()).square().sum(1).mean().sqrt().clamp_min(1e-6))
 
 
