@@ -334,12 +334,12 @@ def clone_information(
         for group in groups:
             group.without_classes()
     residuals = [np.concatenate(v) for v in zip(*(g.residuals() for g in groups), strict=True)]
-    remainder: NormalDependence | None = NormalDependence(*residuals)
-    chance, spread = remainder.chance
-    excess = remainder.local(np.arange(len(residuals[0]))).mean() - chance
-    if groups[0].method != "normal" and excess < SIGNIFICANT * spread:
-        # noise of many dimensions beside classes that explain the rest
-        remainder = None
+    beside = NormalDependence(*residuals)
+    chance, spread = beside.chance
+    excess = beside.local(np.arange(len(residuals[0]))).mean() - chance
+    # noise of many dimensions would hide classes that explain the rest
+    counts = groups[0].method == "normal" or excess >= SIGNIFICANT * spread
+    remainder = beside if counts else None
     local = _estimate(groups, remainder)
     null = np.array([_estimate(groups, remainder, rng).mean() for _ in range(n_permutations)])
     raw = float(local.mean())
