@@ -23,6 +23,7 @@ RUNS = (
     ("perturbation", "--part", "calibration"),
     ("perturbation_joint",),
     ("lineage", "--part", "all"),
+    ("information", "--seeds", "20"),
     ("throughput",),
     ("scale",),
     ("retrieval",),

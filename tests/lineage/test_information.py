@@ -7,6 +7,7 @@ from scipy.special import digamma
 
 from scgde.datasets import lineage_information
 from scgde.lineage import Projection, clone_information, ksg_information
+from scgde.lineage._dependence import NormalDependence
 
 
 def gaussian(n, d, r, seed=0):
@@ -79,7 +80,7 @@ class TestClones:
         assert found.bits == pytest.approx(expected, rel=0.12)
         assert found.interval[0] < found.bits < found.interval[1]
         assert found.n_components == 2
-        assert found.n_clones == 1000
+        assert found.n_clones == 2000  # halves teach each other
         assert found.pointwise.mean() == pytest.approx(found.raw)
         assert found.p_value == pytest.approx(1 / 21)
 
@@ -107,7 +108,7 @@ class TestClones:
     def test_clones_at_one_time_have_no_part(self):
         early, late, _ = compositions(200)
         found = clone_information(early.iloc[:150], late.iloc[50:], n_permutations=5)
-        assert found.n_clones == 50
+        assert found.n_clones == 100
 
     def test_input_that_cannot_be(self):
         early, late, _ = compositions(100)
@@ -115,3 +116,59 @@ class TestClones:
             clone_information(early.iloc[:15], late, n_permutations=5)
         with pytest.raises(ValueError, match="several rows"):
             clone_information(pd.concat([early, early]), late)
+
+
+class TestSeveralDimensions:
+    """Dependence that spreads, classes, and what chance gives."""
+
+    @staticmethod
+    def frames(x, y, n_noise=8, seed=0):
+        rng = np.random.default_rng(seed + 1000)
+        turned = []
+        for v in (x, y):
+            v = np.hstack([v, rng.normal(size=(len(v), n_noise))])
+            basis = np.linalg.qr(rng.normal(size=(v.shape[1],) * 2))[0]
+            turned.append(pd.DataFrame(v @ basis, index=[f"clone_{i}" for i in range(len(v))]))
+        return turned
+
+    @pytest.mark.parametrize(("d", "r"), [(2, 0.7), (4, 0.7), (8, 0.6)])
+    def test_normal_pairs(self, d, r):
+        truth = -d / 2 * np.log2(1 - r**2)
+        found = [
+            clone_information(*self.frames(*gaussian(300, d, r, seed=s), seed=s), n_permutations=20) for s in range(10)
+        ]
+        assert {f.method for f in found} == {"normal"}
+        # five standard errors of a mean of ten
+        assert np.mean([f.bits for f in found]) == pytest.approx(truth, abs=0.2)
+        assert sum(f.interval[0] <= truth <= f.interval[1] for f in found) >= 8
+
+    def test_independent(self):
+        found = [
+            clone_information(*self.frames(*gaussian(200, 4, 0.0, seed=s), seed=s), n_permutations=20)
+            for s in range(20)
+        ]
+        assert abs(np.mean([f.bits for f in found])) < 0.06
+        p = np.array([f.p_value for f in found])
+        assert 0.3 < p.mean() < 0.7
+        assert (p < 0.06).sum() <= 4
+
+    def test_classes(self):
+        """Eight classes: two bits and more, in seven dimensions, where correlations alone would give too much."""
+        rng = np.random.default_rng(0)
+        early = rng.integers(8, size=600)
+        late = np.where(rng.random(600) < 0.8, early, rng.integers(8, size=600))
+        stay = 0.8 + 0.2 / 8
+        truth = 3 + stay * np.log2(stay) + 7 * 0.025 * np.log2(0.025)
+        x, y = (8 * np.eye(8)[v] + rng.normal(size=(600, 8)) for v in (early, late))
+        found = clone_information(*self.frames(x, y), n_permutations=20)
+        assert found.method == "classes"
+        assert found.bits == pytest.approx(truth, rel=0.12)
+        assert found.pointwise.mean() == pytest.approx(found.raw)
+
+    def test_chance_is_that_of_permutations(self):
+        rng = np.random.default_rng(0)
+        normal = NormalDependence(rng.normal(size=(100, 5)), rng.normal(size=(100, 8)))
+        draws = [normal.local(rng.permutation(100)).mean() for _ in range(400)]
+        mean, spread = normal.chance
+        assert np.mean(draws) == pytest.approx(mean, abs=5 * spread / 20)
+        assert np.std(draws) == pytest.approx(spread, rel=0.2)

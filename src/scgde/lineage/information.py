@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,12 +12,36 @@ from scipy.spatial import cKDTree
 from scipy.special import digamma
 
 from scgde.data.populations import as_label
+from scgde.lineage._dependence import (
+    STRONG_EVIDENCE,
+    NormalDependence,
+    class_information,
+    class_residuals,
+    find_classes,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 JITTER = 1e-10
 """Noise against ties, in standard deviations of a coordinate."""
+
+RIDGES = (0.05, 0.5, 5.0, 50.0)
+"""Ridges that a projection chooses from."""
+
+RIDGE_GAIN = 0.03
+"""Bits of correlation in left-out clones that a larger ridge must gain."""
+
+MAX_COMPONENTS = 8
+"""Coordinates of each side that classes are sought in, at most."""
+
+FEW_COMPONENTS = 3
+"""Coordinates of each side up to which neighbours are counted."""
+
+N_FOLDS = 5
+
+SIGNIFICANT = 3.0
+"""Standard errors by which residuals must go together to count beside classes."""
 
 MIN_CLONES = 10
 """Clones that information can be estimated from at all."""
@@ -29,19 +54,21 @@ class Information:
     Attributes
     ----------
     bits
-        Estimate less the mean of the null, which takes away what dimension and number of clones alone give. What remains errs low where
-        early and late go together closely and clones are few.
+        Estimate less the mean of the null, which takes away what dimension and number of clones alone give. Of normal embeddings it has no bias while there
+        are four clones for each dimension; of others it is a lower bound in general (see :func:`clone_information`).
     raw, null
         Estimate, and estimates with late populations permuted over clones, ``(n_permutations,)``.
     p_value
         Share of permutations (with the data themselves) that reach the estimate.
     interval
-        95 % interval from clones drawn in halves without replacement: of the choice of clones, and not of what the estimate misses; NaN with
-        few clones.
+        95 % interval for what the estimate is of: the information itself where embeddings are normal, else that which the method sees, so that it need not cover
+        the information. NaN with few clones.
     pointwise
         Local information of each clone, by clone, of which ``raw`` is the mean.
     n_components
-        Dimensions of each side.
+        Canonical coordinates of each side in which classes are sought and neighbours counted.
+    method
+        ``"normal"``, ``"neighbours"`` or ``"classes"``, see :func:`clone_information`.
     """
 
     bits: float
@@ -51,6 +78,7 @@ class Information:
     interval: tuple[float, float]
     pointwise: pd.Series
     n_components: int
+    method: str = "normal"
 
     @property
     def n_clones(self) -> int:
@@ -114,28 +142,44 @@ class Projection:
     early, late
         Embeddings of training clones, ``(clones, n_embedding)`` each.
     n_components
-        Dimensions of each side; by default as many as correlate in clones that were left out, four at most.
+        Dimensions of each side; by default as many as correlate in clones that were left out, ``max_components`` at most.
     ridge
-        Share of the mean variance that is added to each coordinate's.
+        Share of the mean variance that is added to each coordinate's. ``None`` is the one of :data:`RIDGES` whose coordinates correlate the most in clones
+        that were left out.
+    max_components
+        See ``n_components``.
     """
 
     def __init__(
-        self, early: np.ndarray, late: np.ndarray, n_components: int | None = None, ridge: float = 0.05
+        self,
+        early: np.ndarray,
+        late: np.ndarray,
+        n_components: int | None = None,
+        ridge: float | None = 0.05,
+        max_components: int = 4,
     ) -> None:
-        self.ridge = ridge
         early, late = np.asarray(early, dtype=np.float64), np.asarray(late, dtype=np.float64)
-        most = min(4, *(v.shape[1] for v in (early, late)))
-        if n_components is None:
-            n_components = self._choose(early, late, most)
-        self.n_components = n_components
-        self.centres, self.axes = self._fit(early, late, n_components)
+        most = min(max_components, *(v.shape[1] for v in (early, late)))
+        chosen, best = 1, -np.inf
+        for candidate in RIDGES if ridge is None else (ridge,):
+            if ridge is not None and n_components is not None:
+                break
+            correlations = self._left_out(early, late, most, candidate)
+            bits = float(-np.log2(1 - np.clip(correlations, 0, 0.999) ** 2).sum() / 2)
+            if bits > best + RIDGE_GAIN:
+                strong = correlations > 3 / np.sqrt(len(early))
+                chosen = max(int(np.argmin(strong)) if not strong.all() else most, 1)
+                ridge_chosen, best = candidate, bits
+        self.ridge = ridge if ridge is not None else ridge_chosen
+        self.n_components = chosen if n_components is None else n_components
+        self.centres, self.axes = self._fit(early, late, self.n_components, self.ridge)
 
-    def _fit(self, early: np.ndarray, late: np.ndarray, n_components: int) -> tuple[list, list]:
+    def _fit(self, early: np.ndarray, late: np.ndarray, n_components: int, ridge: float) -> tuple[list, list]:
         centres = [v.mean(0) for v in (early, late)]
         roots, white = [], []
         for v, centre in zip((early, late), centres, strict=True):
             cov = np.cov(v - centre, rowvar=False).reshape(v.shape[1], v.shape[1])
-            size, axes = np.linalg.eigh(cov + self.ridge * np.trace(cov) / len(cov) * np.eye(len(cov)))
+            size, axes = np.linalg.eigh(cov + ridge * np.trace(cov) / len(cov) * np.eye(len(cov)))
             roots.append(axes / np.sqrt(np.maximum(size, 1e-12)))
             white.append((v - centre) @ roots[-1])
         left, _, right = np.linalg.svd(white[0].T @ white[1] / len(early))
@@ -145,22 +189,70 @@ class Projection:
             pair[i] = pair[i] / np.maximum(spread, 1e-12)
         return centres, pair
 
-    def _choose(self, early: np.ndarray, late: np.ndarray, most: int) -> int:
-        """Leading pairs of coordinates that correlate beyond three standard errors in halves that they were not fitted to; at least one."""
-        n = len(early)
-        order = np.random.default_rng(0).permutation(n)
+    def _left_out(self, early: np.ndarray, late: np.ndarray, most: int, ridge: float) -> np.ndarray:
+        """Mean correlations of leading pairs of coordinates in fifths that they were not fitted to, ``(most,)``."""
+        fold = np.random.default_rng(0).permutation(len(early)) % N_FOLDS
         correlations = []
-        for own, other in ((order[::2], order[1::2]), (order[1::2], order[::2])):
-            centres, axes = self._fit(early[own], late[own], most)
+        for i in range(N_FOLDS):
+            own, other = fold != i, fold == i
+            centres, axes = self._fit(early[own], late[own], most, ridge)
             a, b = ((v[other] - c) @ w for v, c, w in zip((early, late), centres, axes, strict=True))
-            correlations.append([np.corrcoef(a[:, i], b[:, i])[0, 1] for i in range(most)])
-        strong = np.mean(correlations, axis=0) > 3 / np.sqrt(n)
-        return max(int(np.argmin(strong)) if not strong.all() else most, 1)
+            a, b = a - a.mean(0), b - b.mean(0)
+            correlations.append((a * b).sum(0) / np.maximum(np.sqrt((a * a).sum(0) * (b * b).sum(0)), 1e-12))
+        return np.mean(correlations, axis=0)
 
     def __call__(self, early: np.ndarray, late: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Coordinates of early and late embeddings, ``(clones, n_components)`` each."""
         left, right = ((np.asarray(v) - c) @ w for v, c, w in zip((early, late), self.centres, self.axes, strict=True))
         return left, right
+
+
+class _Scored:
+    """Clones to estimate from, in coordinates that other clones chose: classes of each side and what is left of embeddings beside them."""
+
+    def __init__(self, projection: Projection, early: np.ndarray, late: np.ndarray, k: int, seed: int) -> None:
+        self.early, self.late, self.k, self.seed = early, late, k, seed
+        self.x, self.y = projection(early, late)
+        found = [find_classes(v, seed) for v in (self.x, self.y)]
+        self.classes = [classes for classes, _ in found]
+        self.evidence = sum(gain for _, gain in found)
+        self.method = "neighbours" if projection.n_components <= FEW_COMPONENTS else "classes"
+
+    def without_classes(self) -> None:
+        """Take each side for one class."""
+        self.classes = [np.ones((len(self.x), 1))] * 2
+        self.method = "normal"
+
+    def residuals(self) -> tuple[np.ndarray, np.ndarray]:
+        """Embeddings less the mean of their classes."""
+        early, late = (class_residuals(v, c) for v, c in zip((self.early, self.late), self.classes, strict=True))
+        return early, late
+
+    @cached_property
+    def _counted_twice(self) -> NormalDependence:
+        """What neighbours see in the coordinates and residuals have too."""
+        return NormalDependence(*(class_residuals(v, c) for v, c in zip((self.x, self.y), self.classes, strict=True)))
+
+    def local(self, order: np.ndarray, beside_residuals: bool) -> np.ndarray:
+        """Local information of coordinates, ``(clones,)``, with late populations in another order."""
+        if self.method == "normal":
+            return np.zeros(len(order))
+        if self.method == "neighbours":
+            local = ksg_information(self.x, self.y[order], self.k, self.seed)
+            return local - self._counted_twice.local(order) if beside_residuals else local
+        return class_information(self.classes[0], self.classes[1][order])
+
+
+def _estimate(
+    groups: list[_Scored], remainder: NormalDependence | None, rng: np.random.Generator | None = None
+) -> np.ndarray:
+    """Local information of all scored clones; with a generator, of late populations permuted within groups."""
+    orders = [np.arange(len(g.x)) if rng is None else rng.permutation(len(g.x)) for g in groups]
+    local = np.concatenate([g.local(o, remainder is not None) for g, o in zip(groups, orders, strict=True)])
+    if remainder is None:
+        return local
+    starts = np.cumsum([0] + [len(g.x) for g in groups[:-1]])
+    return local + remainder.local(np.concatenate([start + o for start, o in zip(starts, orders, strict=True)]))
 
 
 def clone_information(
@@ -175,13 +267,21 @@ def clone_information(
 ) -> Information:
     """Information in bits that early populations of clones hold about their late ones.
 
+    Embeddings of one class on either side are taken for normal: the estimate is that of all their canonical correlations, in any number of dimensions. If
+    their few most correlated coordinates fall into classes, information is estimated there by neighbours (three coordinates at most) or from the table of classes, and the
+    canonical correlations of embeddings less the means of classes are added where they are significant.
+
+    Only the first is free of bias, and only for normal embeddings. Others are lower bounds in general: skewed coordinates lose
+    much, and dependence without correlation is not found beyond three dimensions. With some 100 clones or dimensions as many as a third of the clones, classes can also be
+    overestimated.
+
     Parameters
     ----------
     early, late
         Embeddings by clone. Clones in one of them only have no part.
     training
         Clones that the projection to few whitened coordinates is fitted to (and, to be honest, those that trained the model); information is
-        estimated from the others. By default every second clone.
+        estimated from the others. By default each half of the clones is estimated from with the projection of the other.
     n_components
         See :class:`Projection`.
     k
@@ -207,11 +307,14 @@ def clone_information(
     if n_permutations < 1:
         message = f"n_permutations={n_permutations} must be at least 1: without a null there are no bits."
         raise ValueError(message)
-    if n_components is not None and not 1 <= n_components <= min(early.shape[1], late.shape[1]):
-        message = f"n_components={n_components} must be between 1 and {min(early.shape[1], late.shape[1])}, the width of the embeddings."
+    width = min(early.shape[1], late.shape[1])
+    if n_components is not None and not 1 <= n_components <= width:
+        message = f"n_components={n_components} must be between 1 and {width}, the width of the embeddings."
         raise ValueError(message)
-    if k >= (~own).sum():
-        message = f"k={k} neighbours of {(~own).sum()} clones: choose fewer."
+    splits = [(own, ~own), (~own, own)] if training is None else [(own, ~own)]
+    fewest = min(int(scored.sum()) for _, scored in splits)
+    if k >= fewest:
+        message = f"k={k} neighbours of {fewest} clones: choose fewer."
         raise ValueError(message)
     if own.sum() < MIN_CLONES or (~own).sum() < MIN_CLONES:
         message = (
@@ -219,19 +322,41 @@ def clone_information(
             f"estimate from; at least {MIN_CLONES} of each are needed."
         )
         raise ValueError(message)
-    projection = Projection(early.loc[clones[own]].to_numpy(), late.loc[clones[own]].to_numpy(), n_components)
-    x, y = projection(early.loc[clones[~own]].to_numpy(), late.loc[clones[~own]].to_numpy())
-    local = ksg_information(x, y, k, seed)
-    null = np.array([ksg_information(x, y[rng.permutation(len(y))], k, seed).mean() for _ in range(n_permutations)])
+    if n_components is None and max(early.shape[1], late.shape[1]) <= FEW_COMPONENTS:
+        n_components = width
+    x, y = (frame.loc[clones].to_numpy(dtype=np.float64) for frame in (early, late))
+    groups, components = [], []
+    for fitted, scored in splits:
+        projection = Projection(x[fitted], y[fitted], n_components, None, MAX_COMPONENTS)
+        groups.append(_Scored(projection, x[scored], y[scored], k, seed))
+        components.append(projection.n_components)
+    if sum(g.evidence for g in groups) <= STRONG_EVIDENCE:
+        for group in groups:
+            group.without_classes()
+    residuals = [np.concatenate(v) for v in zip(*(g.residuals() for g in groups), strict=True)]
+    beside = NormalDependence(*residuals)
+    chance, spread = beside.chance
+    excess = beside.local(np.arange(len(residuals[0]))).mean() - chance
+    # noise of many dimensions would hide classes that explain the rest
+    counts = groups[0].method == "normal" or excess >= SIGNIFICANT * spread
+    remainder = beside if counts else None
+    local = _estimate(groups, remainder)
+    null = np.array([_estimate(groups, remainder, rng).mean() for _ in range(n_permutations)])
     raw = float(local.mean())
+    bits = raw - float(null.mean())
+    # local information of normal vectors already varies twice as much as estimates of independent ones do
+    variance = float(local.var(ddof=1)) / len(local) + (float(null.var()) if remainder is None else 0.0)
+    error = 1.96 * np.sqrt(variance) if len(local) >= 4 * MIN_CLONES else float("nan")
+    names = clones[np.concatenate([np.flatnonzero(scored) for _, scored in splits])]
     return Information(
-        raw - float(null.mean()),
+        bits,
         raw,
         null,
         float((1 + (null >= raw).sum()) / (1 + n_permutations)),
-        _interval(x, y, k, raw - float(null.mean()), rng),
-        pd.Series(local, index=clones[~own], name="information"),
-        projection.n_components,
+        (bits - error, bits + error),
+        pd.Series(local, index=names, name="information"),
+        max(components),
+        groups[int(np.argmax(components))].method,
     )
 
 
@@ -244,20 +369,3 @@ def training_clones(clones: pd.Index, training: Sequence[str] | None, rng: np.ra
         message = "training is a mask and must hold the names of clones, such as early.index[mask]."
         raise TypeError(message)
     return np.asarray(pd.Index([as_label(c) for c in clones]).isin([as_label(c) for c in named]))
-
-
-def _interval(
-    x: np.ndarray, y: np.ndarray, k: int, bits: float, rng: np.random.Generator, draws: int = 40
-) -> tuple[float, float]:
-    """From halves: repeated clones, as a bootstrap has, would be their own nearest neighbours."""
-    n = len(x)
-    if n < 4 * MIN_CLONES:
-        return float("nan"), float("nan")
-    halves = []
-    for _ in range(draws):
-        rows = rng.permutation(n)[: n // 2]
-        shuffled = y[rows][rng.permutation(len(rows))]
-        halves.append(ksg_information(x[rows], y[rows], k).mean() - ksg_information(x[rows], shuffled, k).mean())
-    # a half is drawn without replacement from the clones: its variance around them is that of the whole around the truth
-    error = 1.96 * float(np.std(halves, ddof=1))
-    return bits - error, bits + error
