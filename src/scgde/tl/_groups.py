@@ -44,7 +44,8 @@ def test_groups(
 
     Populations belong to replicates (donors, animals, wells) and replicates to groups (conditions). The statistic is the
     pseudo-F of the populations' embeddings: variation between groups over variation between replicates of a group
-    (PERMANOVA; Anderson 2001, Austral Ecology 26). Replicates are the units that are permuted, so that what differs between
+    (PERMANOVA; Anderson 2001, Austral Ecology 26), after multiplication by :math:`S^{-1/4}` with the covariance
+    :math:`S` of the replicates, which weighs directions of small variation up and does not know the groups. Replicates are the units that are permuted, so that what differs between
     any two donors does not count as a difference of conditions, however many cells there are. Training knows populations
     and not groups: embeddings of replicates that are exchangeable are exchangeable, and the test is exact for the very
     cells that trained the model (not if ``groupby`` was given to it as a batch or covariate). Groups that differ in the
@@ -215,7 +216,7 @@ def _in_order(frame: pd.DataFrame, every: Sequence[str]) -> pd.DataFrame:
     frame["p_adjusted"] = np.nan
     for name in frame.columns[frame.columns.str.startswith("n_")]:
         frame[name] = frame[name].fillna(0).astype(np.int64)
-    frame["enumerated"] = frame["enumerated"].fillna(False).astype(bool)
+    frame["enumerated"] = frame["enumerated"].eq(True)
     names = [*first, *results, "n_arrangements", "enumerated", "smallest_p"]
     return frame[[name for name in names if name in frame]]
 

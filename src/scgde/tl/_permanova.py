@@ -63,7 +63,7 @@ def permanova(
     n_permutations: int = 999,
     block: NDArray[np.integer] | None = None,
     covariates: NDArray[np.floating] | None = None,
-    spread: bool = False,
+    spread: bool = True,
 ) -> GroupTest:
     r"""Test whether groups of replicates have one law, by permuting replicates between groups.
 
@@ -92,7 +92,9 @@ def permanova(
     covariates
         Numbers that the vectors are regressed on, ``(n, q)``.
     spread
-        Multiply residuals by :math:`S^{-1/4}` first, with :math:`S` their covariance, which does not know the groups.
+        Multiply residuals by :math:`S^{-1/4}` first, with :math:`S` their covariance, which does not know the groups (as
+        :func:`scgde.uncertainty.spread_vectors` does for cells): directions in which replicates differ little weigh more than in
+        plain distances, and not as much as in a Mahalanobis distance.
 
     Raises
     ------
