@@ -26,8 +26,9 @@ def replicates(
 ) -> Axes:
     """Scatter plot of replicates, coloured by group, with the mean of each group.
 
-    Distances on the page are projections of the distances between embeddings, and both axes share one scale. Blocks, such as the
-    two samples of a donor, are joined by lines: where a treatment does the same to all donors, lines are parallel.
+    Distances on the page are projections of the distances between embeddings, and both axes share one scale. Blocks,
+    such as the two samples of a donor, are joined by lines: where a treatment does the same to all donors, lines are
+    parallel.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Genes that change between groups of replicates, as the model sees them, and tables of counts for tests of single genes."""
+"""Genes that change between groups of replicates, and tables of counts for tests of single genes."""
 
 from __future__ import annotations
 
@@ -47,10 +47,10 @@ def rank_genes_groups(
 ) -> pd.DataFrame:
     r"""Rank genes by the difference of groups in decoded expression, in units of the spread between replicates.
 
-    Cells are decoded as in :func:`scgde.tl.rank_genes_between`, under the same batches and the same library size, and averaged
-    over each replicate on :math:`\log(1 + 10^4 \rho)`. The score of a gene is the difference between the means of the two
-    groups over its standard error, with replicates as the units: that of Welch, or that of the mean of
-    differences within blocks where ``block_key`` is given.
+    Cells are decoded as in :func:`scgde.tl.rank_genes_between`, under the same batches and the same library size, and
+    averaged over each replicate on :math:`\log(1 + 10^4 \rho)`. The score of a gene is the difference between the
+    means of the two groups over its standard error, with replicates as the units: that of Welch, or that of the mean
+    of differences within blocks where ``block_key`` is given.
 
     No p-values are given, since decoded expression has none of the noise of counts. :func:`scgde.tl.test_groups` says
     whether groups differ, and :func:`scgde.tl.pseudobulk` makes the table on which single genes are tested.

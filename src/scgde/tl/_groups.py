@@ -42,14 +42,16 @@ def test_groups(
 ) -> pd.DataFrame:
     r"""Test whether groups of replicates differ, by permuting replicates between groups.
 
-    Populations belong to replicates (donors, animals, wells) and replicates to groups (conditions). The statistic is the
-    pseudo-F of the populations' embeddings: variation between groups over variation between replicates of a group
+    Populations belong to replicates (donors, animals, wells) and replicates to groups (conditions). The statistic is
+    the pseudo-F of the populations' embeddings: variation between groups over variation between replicates of a group
     (PERMANOVA; Anderson 2001, Austral Ecology 26), after multiplication by :math:`S^{-1/4}` with the covariance
-    :math:`S` of the replicates, which weighs directions of small variation up and does not know the groups. Replicates are the units that are permuted, so that what differs between
-    any two donors does not count as a difference of conditions, however many cells there are. Training knows populations
-    and not groups: embeddings of replicates that are exchangeable are exchangeable, and the test is exact for the very
-    cells that trained the model (not if ``groupby`` was given to it as a batch or covariate). Groups that differ in the
-    spread of their replicates and not in their mean are found as well.
+    :math:`S` of the replicates, which weighs directions of small variation up and does not know the groups.
+    Replicates are the units that are permuted, so that what differs between any two donors does not count as a
+    difference of conditions, however many cells there are. Training knows populations and not groups: embeddings of
+    replicates that are exchangeable are exchangeable, and the test is exact for the very cells that trained the model
+    (not if ``groupby`` was given to it as a batch or covariate). The hypothesis is that replicates of all groups have
+    one law: where groups are of unequal size, a difference in how much replicates scatter can be taken for one of
+    means.
 
     Parameters
     ----------
@@ -63,8 +65,8 @@ def test_groups(
     stratify_by
         Column, such as cell type, for whose every value a test is made.
     block_key
-        Column with the block, such as the donor of paired samples. Replicates are permuted within blocks. Blocks of one group say
-        nothing about a difference and are left out.
+        Column with the block, such as the donor of paired samples. Replicates are permuted within blocks. Blocks of
+        one group say nothing about a difference and are left out.
     covariates
         Columns, constant in each replicate, such as age (numbers, taken as linear) or sex, that are regressed out.
         Residuals of the regression without groups are permuted (Freedman and Lane 1983), which is approximate.
@@ -94,14 +96,15 @@ def test_groups(
         square over pairs of groups), and its 95 % interval over replicates
         by the jackknife. NaN with fewer than three replicates of a group, or blocks.
     ``statistic``, ``r2``
-        Pseudo-F, and the share of the variation between replicates, beyond blocks and covariates, that groups explain. It
-        is large by itself where replicates are few.
+        Pseudo-F, and the share of the variation between replicates, beyond blocks and covariates, that groups
+        explain. It is large by itself where replicates are few.
     ``p_value``, ``p_adjusted``
         Of the permutations.
     ``n_arrangements``, ``enumerated``
         Distinct ways to assign the replicates to groups (at most 2^63 - 1), and whether all were looked at.
     ``smallest_p``
-        The smallest p-value that these replicates could have given. If it is above 0.05 no difference could have been found.
+        The smallest p-value that these replicates could have given. If it is above 0.05 no difference could have been
+        found.
 
     Several populations of one replicate in a stratum are averaged with their numbers of cells as weights, so that the
     average stands for the cells of the replicate.
@@ -141,7 +144,8 @@ def test_groups(
     )
     if model.registry_["setup_args"].get("batch_key") == groupby:
         warnings.warn(
-            f"groupby={groupby!r} is the model's batch_key: what differs between these groups was taken for a technical "
+            f"groupby={groupby!r} is the model's batch_key: what differs between these groups was "
+            "taken for a technical "
             "difference in training. Train without it to test for it.",
             UserWarning,
             stacklevel=2,
@@ -227,7 +231,8 @@ def _warn(frame: pd.DataFrame, problems: dict[str, str], lost: dict[str, list[st
     if lost:
         name, blocks = next(iter(lost.items()))
         texts.append(
-            f"block_key: {len(blocks)} blocks {'in ' + name if name else ''} have replicates of one group only, such as "
+            f"block_key: {len(blocks)} blocks {'in ' + name if name else ''} have replicates of one "
+            "group only, such as "
             f"{blocks[:3]}, and are left out"
             + (f"; so are blocks in {len(lost) - 1} further tests." if len(lost) > 1 else ".")
         )
@@ -239,7 +244,8 @@ def _warn(frame: pd.DataFrame, problems: dict[str, str], lost: dict[str, list[st
         row = hopeless.iloc[0]
         texts.append(
             f"{len(hopeless)} of {len(frame)} tests cannot give a p-value of {LEVEL} or less, whatever the difference: "
-            f"{row['n_replicates']} replicates can be arranged in {row['n_arrangements']} ways, and the smallest p-value is "
+            f"{row['n_replicates']} replicates can be arranged in {row['n_arrangements']} ways, and "
+            "the smallest p-value is "
             f"{row['smallest_p']:.3g} (column smallest_p). More replicates, or more permutations, are needed."
         )
     for text in texts:

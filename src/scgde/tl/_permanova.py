@@ -67,11 +67,11 @@ def permanova(
 ) -> GroupTest:
     r"""Test whether groups of replicates have one law, by permuting replicates between groups.
 
-    With the sums of squares that groups explain beyond blocks and covariates, :math:`SS_g`, and that nothing explains,
-    :math:`SS_e`, the statistic is the pseudo-F :math:`(SS_g / df_g) / (SS_e / df_e)` (Anderson 2001, Austral Ecology 26).
-    Residuals of the model without groups are permuted within blocks (Freedman and Lane 1983, Journal of Business and
-    Economic Statistics 1). Without covariates this is a permutation of the replicates, and the p-value is exact. With
-    covariates it is approximate: residuals of a regression are not quite exchangeable.
+    With the sums of squares that groups explain beyond blocks and covariates, :math:`SS_g`, and that nothing
+    explains, :math:`SS_e`, the statistic is the pseudo-F :math:`(SS_g / df_g) / (SS_e / df_e)` (Anderson 2001,
+    Austral Ecology 26). Residuals of the model without groups are permuted within blocks (Freedman and Lane 1983,
+    Journal of Business and Economic Statistics 1). Without covariates this is a permutation of the replicates, and
+    the p-value is exact. With covariates it is approximate: residuals of a regression are not quite exchangeable.
 
     If there are no more than ``n_permutations`` distinct arrangements all are looked at, and the p-value is their share
     with a pseudo-F at least that observed. Otherwise ``n_permutations`` are drawn, and it is
@@ -92,9 +92,9 @@ def permanova(
     covariates
         Numbers that the vectors are regressed on, ``(n, q)``.
     spread
-        Multiply residuals by :math:`S^{-1/4}` first, with :math:`S` their covariance, which does not know the groups (as
-        :func:`scgde.uncertainty.spread_vectors` does for cells): directions in which replicates differ little weigh more than in
-        plain distances, and not as much as in a Mahalanobis distance.
+        Multiply residuals by :math:`S^{-1/4}` first, with :math:`S` their covariance, which does not know the groups
+        (as :func:`scgde.uncertainty.spread_vectors` does for cells): directions in which replicates differ little
+        weigh more than in plain distances, and not as much as in a Mahalanobis distance.
 
     Raises
     ------
@@ -111,7 +111,8 @@ def permanova(
         raise DesignError(message)
     if df_error < 1:
         message = (
-            f"covariates, block_key: {n} replicates leave no degree of freedom beside groups, blocks and covariates. Use "
+            f"covariates, block_key: {n} replicates leave no degree of freedom beside groups, blocks "
+            "and covariates. Use "
             "fewer covariates."
         )
         raise DesignError(message)
@@ -285,8 +286,8 @@ def squared_distance(
     .. math:: \|\delta\|^2 - \sum_i a_i^2 \|e_i\|^2 / (1 - h_i)
 
     with residuals :math:`e_i` and leverages :math:`h_i` of the whole design estimates the squared length of its
-    expectation (variance HC2; MacKinnon and White 1985, Journal of Econometrics 29). For two groups alone and for pairs it
-    is the U-statistic, unbiased; with covariates it is unbiased if replicates vary alike in all groups.
+    expectation (variance HC2; MacKinnon and White 1985, Journal of Econometrics 29). For two groups alone and for
+    pairs it is the U-statistic, unbiased; with covariates it is unbiased if replicates vary alike in all groups.
 
     Parameters
     ----------
@@ -295,7 +296,8 @@ def squared_distance(
 
     Returns
     -------
-    Estimate, which may be negative; NaN where the design does not tell some pair of groups apart or leaves a replicate no residual.
+    Estimate, which may be negative; NaN where the design does not tell some pair of groups apart or leaves a
+    replicate no residual.
     """
     x = np.asarray(x, dtype=np.float64)
     design = _indicators(groups)
@@ -332,9 +334,9 @@ def distance_interval(
 ) -> tuple[float, float, float]:
     r""":func:`squared_distance` with an interval by the jackknife over replicates, or over blocks where there are any.
 
-    The interval is the estimate plus or minus the t quantile, with the degrees of freedom of the smallest group, times the
-    standard error :math:`\{\sum_g (n_g - 1) \operatorname{Var}_i(\theta_{(-i)})\}^{1/2}` over the replicates of each
-    group (Arvesen 1969, Annals of Mathematical Statistics 40). It is wider than need be near zero.
+    The interval is the estimate plus or minus the t quantile, with the degrees of freedom of the smallest group,
+    times the standard error :math:`\{\sum_g (n_g - 1) \operatorname{Var}_i(\theta_{(-i)})\}^{1/2}` over the
+    replicates of each group (Arvesen 1969, Annals of Mathematical Statistics 40). It is wider than need be near zero.
 
     Parameters
     ----------
@@ -345,8 +347,8 @@ def distance_interval(
 
     Returns
     -------
-    Estimate, lower and upper end. Ends are NaN where the smallest group has fewer than :data:`LEAST_REPLICATES` replicates, or
-    there are fewer blocks.
+    Estimate, lower and upper end. Ends are NaN where the smallest group has fewer than :data:`LEAST_REPLICATES`
+    replicates, or there are fewer blocks.
     """
     estimate = squared_distance(x, groups, block=block, covariates=covariates)
     units = [np.flatnonzero(groups == g) for g in np.unique(groups)] if block is None else [np.unique(block)]

@@ -68,8 +68,8 @@ def describe_populations(
 
     Returns
     -------
-    One row for each population, with the columns ``group``, ``replicate``, ``stratum`` and ``block``, as strings and where they
-    were given, and the covariates.
+    One row for each population, with the columns ``group``, ``replicate``, ``stratum`` and ``block``, as strings and
+    where they were given, and the covariates.
     """
     assigned = codes >= 0
     obs, codes = obs.loc[assigned], codes[assigned]
@@ -86,7 +86,8 @@ def describe_populations(
             k = codes[varying[0]]
             values = sorted({str(value) for value in column[codes == k]})
             message = (
-                f"{argument}={name!r} has the values {values[:3]} in population {labels[k]!r} and must have one in each "
+                f"{argument}={name!r} has the values {values[:3]} in population {labels[k]!r} and must "
+                "have one in each "
                 f"population. Set up the model with populations that are split by it: population_key=[..., {name!r}]."
             )
             raise ValueError(message)
@@ -109,13 +110,15 @@ def require_units(frame: pd.DataFrame, columns: Mapping[str, str | None], covari
             replicate = count.index[count > 1][0]
             values = sorted(frame.loc[frame["replicate"] == replicate, name].unique())
             remedy = (
-                f"In a paired design the replicate is the sample and {key!r} its block: replicate_key= a column with one "
+                f"In a paired design the replicate is the sample and {key!r} its block: replicate_key= "
+                "a column with one "
                 f"value for each {key} x {columns['groupby']}, and block_key={key!r}."
                 if argument == "groupby" and columns.get("block_key") in (None, key)
                 else "Give every sample a label of its own as replicate_key."
             )
             message = (
-                f"replicate_key={key!r}: {replicate!r} has the values {values[:3]} of {argument}={columns[argument]!r}, and a "
+                f"replicate_key={key!r}: {replicate!r} has the values {values[:3]} of "
+                f"{argument}={columns[argument]!r}, and a "
                 f"replicate must have one. {remedy}"
             )
             raise ValueError(message)
@@ -123,7 +126,8 @@ def require_units(frame: pd.DataFrame, columns: Mapping[str, str | None], covari
         count = frame.groupby("replicate", observed=True)[f"covariate:{name}"].nunique()
         if (count > 1).any():
             message = (
-                f"covariates: {name!r} has {count.max()} values in replicate {count.idxmax()!r} and must be constant in "
+                f"covariates: {name!r} has {count.max()} values in replicate {count.idxmax()!r} and "
+                "must be constant in "
                 "each. Leave it out, or summarise it for each replicate first."
             )
             raise ValueError(message)
@@ -201,7 +205,8 @@ def as_replicates(
         kept = ~np.asarray(single, dtype=bool)[block]
         if not kept.any():
             message = (
-                f"block_key: none of the {len(blocks)} blocks has replicates of two groups, so that no permutation within blocks "
+                f"block_key: none of the {len(blocks)} blocks has replicates of two groups, so that no "
+                "permutation within blocks "
                 "changes anything. Leave block_key out if replicates are not paired."
             )
             raise DesignError(message)
@@ -209,7 +214,8 @@ def as_replicates(
     few = {label: int(m) for label, m in zip(compared, count, strict=True) if m < 2}
     if few:
         message = (
-            f"groupby: groups must have two replicates at least, and {few} have fewer: nothing says how replicates differ "
+            f"groupby: groups must have two replicates at least, and {few} have fewer: nothing says "
+            "how replicates differ "
             "without a difference of groups. Compare other groups (groups=)"
             + (", or only the cells of two populations (tl.test_populations)." if block is None else ".")
         )
