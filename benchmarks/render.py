@@ -150,7 +150,7 @@ TITLES = {
     "groups_real": (
         "Real designs with replicates",
         "16 samples of eight patients (mass cytometry), 32 people (principal components), two donors (counts); p of the mean profiles by the same permutations. "
-        "`groups.py --part real`, one model each.",
+        "One model each. `groups.py --part real`",
     ),
     "synthetic_simplex": (
         "Distances of categorical laws",
