@@ -138,6 +138,20 @@ TITLES = {
         "Share of pairs with p at most 0.05 (`null`: the two populations have one law), against permutation tests on the same latents. "
         "`two_sample.py`",
     ),
+    "groups": (
+        "Two conditions, several donors",
+        "Share of studies of n + n donors with p at most `level` (`null`: all donors have one law): donors permuted on embeddings, on ten pseudobulk principal components, on shares of eight clusters "
+        "and on the mean of true latents; `test of cells` is `tl.test_populations` with cells as units. `groups.py --part power`",
+    ),
+    "groups_intervals": (
+        "Distances between groups of donors",
+        "Coverage of 95 % intervals of the squared distance between group means and its bias, at true distances in SDs of a replicate. `groups.py --part intervals`",
+    ),
+    "groups_real": (
+        "Real designs with replicates",
+        "16 samples of eight patients (mass cytometry), 32 people (principal components), two donors (counts); p of the mean profiles by the same permutations. "
+        "One model each. `groups.py --part real`",
+    ),
     "synthetic_simplex": (
         "Distances of categorical laws",
         "Linear correlation with the closed form over all pairs of a 55-point grid of the simplex, 5,000 draws each (the paper: 0.952); rows of 20 "

@@ -19,6 +19,7 @@ NOTEBOOKS = {
     "geometry": (6, ["66 populations to train on, 24 put aside"]),
     "lineage": (5, ["a vector of 64 numbers", "shuffled clones:"]),
     "perturbation_context": (5, ["integer counts: True", "from 60 control cells without any annotation"]),
+    "replicates": (1, ["6 replicates can be arranged in 8 ways", "integer counts: True, 32 rows"]),
     "perturbation_screen": (4, ["was never seen and has no features", "9 of the 15 hidden pairs interact"]),
 }
 """Numbers of images, and what the cells print whatever the training."""

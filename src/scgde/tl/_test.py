@@ -49,7 +49,7 @@ def test_populations(
         difference would be found again in other animals, donors or wells, which differ from each other as well: with
         hundreds of cells it finds such differences and calls them significant (pseudo-replication). Where a batch or a
         replicate holds cells of both populations, name it in ``block_key``. Where each replicate is of one condition, make
-        every replicate a population, and compare their embeddings with replicates as the units.
+        every replicate a population, and use :func:`scgde.tl.test_groups`, whose units are replicates.
 
     Parameters
     ----------

@@ -1,0 +1,252 @@
+"""Whether groups of replicates differ, with replicates as the units."""
+
+from __future__ import annotations
+
+import warnings
+from itertools import combinations, product
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from scgde.tl._permanova import DesignError, distance_interval, permanova
+from scgde.tl._replicates import Replicates, as_replicates, choose_groups, describe_populations, require_model
+from scgde.uncertainty import adjust_p_values
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from anndata import AnnData
+
+    from scgde import GDEModel
+
+LARGEST_COUNT = np.iinfo(np.int64).max
+LEVEL = 0.05
+"""A test whose smallest p-value is above this is said to have none that could be small."""
+
+
+def test_groups(
+    model: GDEModel,
+    groupby: str,
+    *,
+    replicate_key: str,
+    stratify_by: str | None = None,
+    block_key: str | None = None,
+    covariates: str | Sequence[str] | None = None,
+    groups: Sequence[Any] | None = None,
+    pairwise: bool = False,
+    adata: AnnData | None = None,
+    n_permutations: int = 999,
+    seed: int | None = None,
+    correction: str | None = "fdr_bh",
+) -> pd.DataFrame:
+    r"""Test whether groups of replicates differ, by permuting replicates between groups.
+
+    Populations belong to replicates (donors, animals, wells) and replicates to groups (conditions). The statistic is
+    the pseudo-F of the populations' embeddings: variation between groups over variation between replicates of a group
+    (PERMANOVA; Anderson 2001, Austral Ecology 26), after multiplication by :math:`S^{-1/4}` with the covariance
+    :math:`S` of the replicates, which weighs directions of small variation up and does not know the groups.
+    Replicates are the units that are permuted, so that what differs between any two donors does not count as a
+    difference of conditions, however many cells there are. Training knows populations and not groups: embeddings of
+    replicates that are exchangeable are exchangeable, and the test is exact for the very cells that trained the model
+    (not if ``groupby`` was given to it as a batch or covariate). The hypothesis is that replicates of all groups have
+    one law: where groups are of unequal size, a difference in how much replicates scatter can be taken for one of
+    means.
+
+    Parameters
+    ----------
+    model
+        Trained model, whose populations are replicates or parts of them, such as donor x cell type.
+    groupby
+        Column of ``obs`` with the group, such as condition. It is constant in each population and each replicate.
+    replicate_key
+        Column with the replicate. One that has cells of several groups, such as a donor before and after, is no
+        replicate: its samples are, and it is their block.
+    stratify_by
+        Column, such as cell type, for whose every value a test is made.
+    block_key
+        Column with the block, such as the donor of paired samples. Replicates are permuted within blocks. Blocks of
+        one group say nothing about a difference and are left out.
+    covariates
+        Columns, constant in each replicate, such as age (numbers, taken as linear) or sex, that are regressed out.
+        Residuals of the regression without groups are permuted (Freedman and Lane 1983), which is approximate.
+    groups
+        Groups to compare; all by default.
+    pairwise
+        Test every pair of groups rather than all groups at once.
+    adata
+        Cells; the model's own by default.
+    n_permutations
+        Permutations of each test. If there are no more distinct arrangements than that, all of them are looked at.
+    seed
+        Seed of the permutations; ``scvi.settings.seed`` by default, else fresh.
+    correction
+        Adjustment for the number of tests: ``"fdr_bh"``, ``"fdr_by"``, ``"bonferroni"`` or None.
+
+    Returns
+    -------
+    DataFrame with one row for each stratum (and each pair of groups):
+
+    ``stratum``, ``source``, ``target``
+        With ``stratify_by``, and with ``pairwise``.
+    ``n_replicates``, ``n_replicates_GROUP``, ``n_blocks``
+        Replicates in the test, in all and of each group, and blocks.
+    ``distance``, ``distance_low``, ``distance_high``
+        Distance between the means of the groups, freed of what the variance between replicates adds to it (root mean
+        square over pairs of groups), and its 95 % interval over replicates
+        by the jackknife. NaN with fewer than three replicates of a group, or blocks.
+    ``statistic``, ``r2``
+        Pseudo-F, and the share of the variation between replicates, beyond blocks and covariates, that groups
+        explain. It is large by itself where replicates are few.
+    ``p_value``, ``p_adjusted``
+        Of the permutations.
+    ``n_arrangements``, ``enumerated``
+        Distinct ways to assign the replicates to groups (at most 2^63 - 1), and whether all were looked at.
+    ``smallest_p``
+        The smallest p-value that these replicates could have given. If it is above 0.05 no difference could have been
+        found.
+
+    Several populations of one replicate in a stratum are averaged with their numbers of cells as weights, so that the
+    average stands for the cells of the replicate.
+
+    Raises
+    ------
+    KeyError
+        If a column or a group is unknown.
+    ValueError, TypeError
+        If an argument is out of range, columns do not make a design, or no stratum can be tested.
+
+    Warns
+    -----
+    UserWarning
+        If blocks are left out, some strata cannot be tested, or no p-value of a test could be below 0.05.
+
+    Examples
+    --------
+    >>> scgde.tl.test_groups(model, "condition", replicate_key="donor")  # doctest: +SKIP
+    >>> scgde.tl.test_groups(  # doctest: +SKIP
+    ...     model, "condition", replicate_key="sample", block_key="donor", stratify_by="cell_type"
+    ... )
+    """
+    require_model(model)
+    if isinstance(n_permutations, bool) or not isinstance(n_permutations, int | np.integer) or n_permutations < 1:
+        message = f"n_permutations={n_permutations!r} must be a positive integer."
+        raise ValueError(message)
+    adjust_p_values(np.empty(0), correction)
+    names = [covariates] if isinstance(covariates, str) else list(covariates or [])
+    table, rows, embedding = model._embed(adata, None, None, vectors=False)
+    described = describe_populations(
+        table.obs.iloc[rows],
+        embedding.codes,
+        embedding.labels,
+        {"groupby": groupby, "replicate_key": replicate_key, "stratify_by": stratify_by, "block_key": block_key},
+        names,
+    )
+    if model.registry_["setup_args"].get("batch_key") == groupby:
+        warnings.warn(
+            f"groupby={groupby!r} is the model's batch_key: what differs between these groups was "
+            "taken for a technical "
+            "difference in training. Train without it to test for it.",
+            UserWarning,
+            stacklevel=2,
+        )
+    every = choose_groups(described["group"], groups, groupby)
+    tests = list(combinations(every, 2)) if pairwise else [tuple(every)]
+    strata = [None] if stratify_by is None else sorted(described["stratum"].unique())
+    streams = model._randomness(seed)[0].spawn(len(strata) * len(tests))
+    records, problems, lost = [], {}, {}
+    for (stratum, compared), rng in zip(product(strata, tests), streams, strict=True):
+        inside = described["group"].isin(compared)
+        record: dict[str, Any] = {}
+        if stratum is not None:
+            inside &= described["stratum"] == stratum
+            record["stratum"] = stratum
+        if pairwise:
+            record |= {"source": compared[0], "target": compared[1]}
+        name = " / ".join(record.values())
+        chosen = np.flatnonzero(inside)
+        try:
+            sample = as_replicates(
+                described.iloc[chosen], embedding.z[chosen], embedding.n_cells[chosen], compared, names
+            )
+            record |= _test(sample, compared, n_permutations, rng)
+            if sample.lost:
+                lost[name] = sample.lost
+        except DesignError as problem:
+            problems[name] = str(problem)
+        records.append(record)
+    if len(problems) == len(records):
+        message = next(iter(problems.values()))
+        raise ValueError(message if len(records) == 1 else f"None of {len(records)} tests can be made. {message}")
+    frame = _in_order(pd.DataFrame(records), every)
+    frame["p_adjusted"] = adjust_p_values(frame["p_value"].to_numpy(), correction)
+    _warn(frame, problems, lost)
+    return frame
+
+
+def _test(sample: Replicates, compared: Sequence[str], n_permutations: int, rng: np.random.Generator) -> dict[str, Any]:
+    """Columns of one test."""
+    test = permanova(
+        sample.x,
+        sample.groups,
+        rng,
+        n_permutations=n_permutations,
+        block=sample.block,
+        covariates=sample.covariates,
+    )
+    squared = distance_interval(sample.x, sample.groups, block=sample.block, covariates=sample.covariates)
+    distance, low, high = np.sqrt(np.maximum(squared, 0.0))
+    count = np.bincount(sample.groups)
+    return {
+        "n_replicates": len(sample.x),
+        **{f"n_replicates_{label}": m for label, m in zip(compared, count, strict=True)},
+        **({} if sample.block is None else {"n_blocks": len(np.unique(sample.block))}),
+        "distance": distance,
+        "distance_low": low,
+        "distance_high": high,
+        "statistic": test.statistic,
+        "r2": test.r2,
+        "p_value": test.p_value,
+        "n_arrangements": min(test.n_arrangements, LARGEST_COUNT),
+        "enumerated": test.enumerated,
+        "smallest_p": test.smallest_p,
+    }
+
+
+def _in_order(frame: pd.DataFrame, every: Sequence[str]) -> pd.DataFrame:
+    """Columns in one order, whatever the first test had; counts are whole numbers, none where there is no test."""
+    first = ["stratum", "source", "target", "n_replicates", *(f"n_replicates_{label}" for label in every), "n_blocks"]
+    results = ["distance", "distance_low", "distance_high", "statistic", "r2", "p_value", "p_adjusted"]
+    frame["p_adjusted"] = np.nan
+    for name in frame.columns[frame.columns.str.startswith("n_")]:
+        frame[name] = frame[name].fillna(0).astype(np.int64)
+    frame["enumerated"] = frame["enumerated"].eq(True)
+    names = [*first, *results, "n_arrangements", "enumerated", "smallest_p"]
+    return frame[[name for name in names if name in frame]]
+
+
+def _warn(frame: pd.DataFrame, problems: dict[str, str], lost: dict[str, list[str]]) -> None:
+    """Say what was left out, and where no difference could have been found."""
+    texts = []
+    if lost:
+        name, blocks = next(iter(lost.items()))
+        texts.append(
+            f"block_key: {len(blocks)} blocks {'in ' + name if name else ''} have replicates of one "
+            "group only, such as "
+            f"{blocks[:3]}, and are left out"
+            + (f"; so are blocks in {len(lost) - 1} further tests." if len(lost) > 1 else ".")
+        )
+    if problems:
+        name, problem = next(iter(problems.items()))
+        texts.append(f"{len(problems)} of {len(frame)} tests cannot be made and are NaN, such as {name}: {problem}")
+    hopeless = frame[frame["smallest_p"] > LEVEL]
+    if len(hopeless):
+        row = hopeless.iloc[0]
+        texts.append(
+            f"{len(hopeless)} of {len(frame)} tests cannot give a p-value of {LEVEL} or less, whatever the difference: "
+            f"{row['n_replicates']} replicates can be arranged in {row['n_arrangements']} ways, and "
+            "the smallest p-value is "
+            f"{row['smallest_p']:.3g} (column smallest_p). More replicates, or more permutations, are needed."
+        )
+    for text in texts:
+        warnings.warn(text, UserWarning, stacklevel=3)
