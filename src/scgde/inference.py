@@ -53,6 +53,20 @@ def encode_blocks(
     module.train(was_training)
 
 
+@torch.no_grad()
+def encode_components(module: GDEModule, table: CellTable, indices: np.ndarray) -> np.ndarray:
+    """Cells as they were before anything was learned from labels of populations, ``(len(indices), r)``, double precision.
+
+    See :meth:`scgde.observations.ObservationModel.components`.
+    """
+    sparse = module.observation.reads_sparse and supports_sparse(module.device)
+    blocks = [np.zeros((0, module.observation.n_components))]
+    for start in range(0, len(indices), _CELLS_PER_PASS):
+        rows = table.tensor(indices[start : start + _CELLS_PER_PASS], sparse=sparse).to(module.device)
+        blocks.append(module.observation.components(rows).double().cpu().numpy())
+    return np.concatenate(blocks)
+
+
 @dataclass(frozen=True)
 class Embedding:
     """Embeddings of the populations of a table.

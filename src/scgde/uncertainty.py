@@ -18,7 +18,10 @@ _PACKED_ENTRIES = 2**24
 _DRAWN_CELLS = 2**22
 
 SPREAD_WEIGHT = 0.25
-"""Weight of differences in spread in :func:`spread_vectors`, against one for all other differences together."""
+"""Weight of each of the two parts of :func:`spread_vectors` that are about spread, against one for the mean."""
+
+N_SPREAD = 10
+"""Leading principal components whose spread :func:`spread_vectors` looks at: the number of its entries is about half the square."""
 
 
 def corrected_distances(
@@ -141,39 +144,60 @@ def distance_and_error(
     return np.sqrt(np.maximum(squared, 0.0)), (np.sqrt(x) - np.sqrt(x - 2 * error)) / 2
 
 
-def spread_vectors(vectors: NDArray[np.floating], block: NDArray[np.integer] | None = None) -> NDArray[np.float64]:
-    r"""Vectors whose means tell populations apart with high power, from the influences of their pooled cells.
+def spread_vectors(cells: NDArray[np.floating], block: NDArray[np.integer] | None = None) -> NDArray[np.float64]:
+    r"""Vectors whose means tell populations apart with high power, from the pooled cells of two of them.
 
-    Influences are centred within blocks and multiplied by :math:`S^{-1/4}`, with :math:`S` their covariance: halfway between
-    plain distance, which is blind to small directions, and a Mahalanobis distance, in which noisy directions weigh as
-    much as any. One coordinate is added, the length of the vector: populations of one mean and different spread
-    differ in it. Its variance is :data:`SPREAD_WEIGHT` times the Frobenius norm of the covariance of the others, which makes that
-    the ratio of the standard deviations that the two parts of the squared difference of two means have under the hypothesis.
+    Three parts lie side by side, all centred within blocks:
 
-    Labels of populations are not used, so that permuting them stays exact.
+    - the cells themselves, multiplied by :math:`S^{-1/4}` with :math:`S` their covariance: halfway between plain distance, which is
+      blind to small directions, and a Mahalanobis distance, in which noisy directions weigh as much as any;
+    - their influence on the root of the covariance of the leading :data:`N_SPREAD` principal components, balanced in the same way;
+    - the Mahalanobis length in these components: populations of one mean and different spread differ in it.
+
+    The covariance of each part is scaled to the Frobenius norm 1, and the last two by :data:`SPREAD_WEIGHT`: these are the ratios of
+    the standard deviations that the parts of the squared difference of two means have under the hypothesis. Labels of populations are
+    not used, so that permuting them is exact.
 
     Parameters
     ----------
-    vectors
-        Influences of all cells of the populations at their union, ``(cells, w)``.
+    cells
+        Cells of both populations in a representation that was learned without labels, ``(cells, w)``.
     block
         Block of each cell, ``(cells,)``; one block by default.
 
     Returns
     -------
-    ``(cells, w + 1)``, zero on average in every block.
+    ``(cells, w + k (k + 1) / 2 + 1)`` with ``k`` components at most, zero on average in every block.
     """
-    x = _centre(np.asarray(vectors, dtype=np.float64), block)
+    x = _centre(np.asarray(cells, dtype=np.float64), block)
     values, axes = np.linalg.eigh(x.T @ x / max(len(x) - 1, 1))
+    values, axes = values[::-1], axes[:, ::-1]
     # directions in which cells do not vary stay out
-    root = np.where(values > 1e-10 * values[-1], np.maximum(values, 1e-300) ** -0.25, 0.0) if values[-1] > 0 else values
-    y = x @ axes * root
-    length = _centre(np.sqrt(np.square(y).sum(1, keepdims=True)), block)
-    variance = float(np.square(length).sum() / max(len(x) - 1, 1))
-    if variance > 0:
-        # the covariance of y is the root of that of x: its squared entries sum to the sum of the eigenvalues
-        length *= np.sqrt(SPREAD_WEIGHT * np.sqrt(np.maximum(values, 0.0).sum()) / variance)
-    return np.concatenate([y, length], axis=1)
+    seen = values > 1e-10 * max(values[0], 1e-300)
+    scores = x @ axes[:, seen]
+    mean = scores * values[seen] ** -0.25
+    lead, root = scores[:, :N_SPREAD], np.sqrt(values[seen][:N_SPREAD])
+    i, j = np.triu_indices(lead.shape[1])
+    # the differential of a root of a diagonal matrix (Higham 2008, Functions of Matrices, theorem 3.11)
+    spread = lead[:, i] * lead[:, j] / (root[i] + root[j]) * np.where(i == j, 1.0, np.sqrt(2.0))
+    length = np.sqrt(np.square(lead / root).sum(1, keepdims=True))
+    parts = [mean, _balanced(_centre(spread, block)), _centre(length, block)]
+    weights = np.sqrt([1.0, SPREAD_WEIGHT, SPREAD_WEIGHT])
+    return np.concatenate([w * _to_unit(part) for w, part in zip(weights, parts, strict=True)], axis=1)
+
+
+def _balanced(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Centred rows multiplied by the inverse fourth root of their covariance."""
+    values, axes = np.linalg.eigh(x.T @ x / max(len(x) - 1, 1))
+    largest = values[-1] if len(values) else 0.0
+    root = np.where(values > 1e-10 * largest, np.maximum(values, 1e-300) ** -0.25, 0.0) if largest > 0 else values * 0
+    return x @ axes * root
+
+
+def _to_unit(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Centred rows whose covariance has the Frobenius norm 1, or zeros."""
+    norm = float(np.linalg.norm(x.T @ x / max(len(x) - 1, 1)))
+    return x / np.sqrt(norm) if norm > 1e-200 else np.zeros_like(x)
 
 
 def permutation_test(

@@ -75,6 +75,19 @@ class ObservationModel(nn.Module):
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the latent given rows ``(cells, n_vars)``, each ``(cells, n_latent)``."""
 
+    @property
+    @abstractmethod
+    def n_components(self) -> int:
+        """Width of :meth:`components`."""
+
+    @abstractmethod
+    def components(self, x: Tensor) -> Tensor:
+        """Rows ``(cells, n_vars)`` in a representation that labels of populations had no part in, ``(cells, n_components)``.
+
+        What training learns from labels separates the very cells that it learned from. Tests on these cells need another
+        representation.
+        """
+
     @abstractmethod
     def decode(self, u: Tensor, context: Context) -> Distribution:
         """Law of rows given latents ``(cells, n_latent)``: a distribution over ``(cells, n_vars)``."""

@@ -41,6 +41,13 @@ class ContinuousModel(ObservationModel):
         self.centre.copy_(mean)
         self.scale.copy_(variance.mean().sqrt().clamp_min(1e-12))
 
+    @property
+    def n_components(self) -> int:
+        return self.n_latent
+
+    def components(self, x: Tensor) -> Tensor:
+        return self.encode(x)[0]
+
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         u = (x - self.centre) / self.scale
         return u, torch.zeros_like(u)

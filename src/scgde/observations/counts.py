@@ -189,11 +189,22 @@ class CountModel(ObservationModel):
         squares = self.decoder_linear.weight.square().sum() + self.decoder_scale.weight.square().sum()
         return squares / (2 * LOADING_SD**2)
 
-    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    @property
+    def n_components(self) -> int:
+        return self.axes.shape[1]
+
+    def components(self, x: Tensor) -> Tensor:
+        return self._scores(x)[0]
+
+    def _scores(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Principal components of log-normalised counts ``(cells, r)``, and depths ``(cells, 1)``."""
         found = entries(x)
         depth = found.row_sums(found.value)[:, None].clamp_min(1.0)
         values = torch.log1p(found.value * (self.target / depth)[:, 0].index_select(0, found.row))
-        scores = weighted_columns(found, values, self.axes) - self.centre @ self.axes
+        return weighted_columns(found, values, self.axes) - self.centre @ self.axes, depth
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        scores, depth = self._scores(x)
         hidden = self.encoder(torch.cat([scores, torch.log(depth / self.target)], dim=1))
         log_var = self.encoder_log_var(hidden).clamp(-12.0, 6.0)
         mean, sd = self.encoder_linear(scores) + self.encoder_mean(hidden), torch.exp(0.5 * log_var)
