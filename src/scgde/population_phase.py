@@ -24,7 +24,7 @@ MAX_SCALE_SAMPLE = 2_000_000
 MAX_DEPTH_SAMPLE = 20_000_000
 """Entries of the sample of rows that show how latents depend on depth, at most."""
 
-MAX_DEPTH_CELLS = 4000
+MAX_DEPTH_CELLS = 8000
 """Cells of it, at most."""
 
 MAX_LIBRARY_SAMPLE = 50_000

@@ -109,6 +109,9 @@ class ObservationModel(nn.Module):
     def fit_depth(self, counts: sp.csr_matrix) -> None:
         """Learn from counts of cells ``(cells, n_vars)`` how latents depend on depth, and undo it; a no-op by default."""
 
+    def reset_depth(self) -> None:
+        """Undo :meth:`fit_depth` before cells are learned from again; a no-op by default."""
+
     def fit_covariates(self, continuous: Tensor) -> None:
         """Take centre and scale of the continuous covariates of the training cells ``(cells, n)``; a no-op by default."""
 

@@ -206,7 +206,6 @@ class CountModel(ObservationModel):
     def fit_depth(self, counts: sp.csr_matrix) -> None:
         """Fit the map that makes latents of cells of all depths alike (:class:`~scgde.observations._depth.DepthMap`)."""
         device, sparse = self.centre.device, supports_sparse(self.centre.device)
-        self.depth_map.reset()
 
         def encode(block: sp.csr_matrix) -> tuple[Tensor, Tensor]:
             parts = [
@@ -217,6 +216,9 @@ class CountModel(ObservationModel):
             return torch.cat(mean), torch.cat(sd)
 
         self.depth_map.fit(counts, encode)
+
+    def reset_depth(self) -> None:
+        self.depth_map.reset()
 
     def library(self, x: Tensor) -> Tensor:
         return row_totals(x)
