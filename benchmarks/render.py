@@ -138,6 +138,16 @@ TITLES = {
         "Share of pairs with p at most 0.05 (`null`: the two populations have one law), against permutation tests on the same latents. "
         "`two_sample.py`",
     ),
+    "depth": (
+        "Populations of fewer reads",
+        "Distance between the populations of one law at 2,500 and at 600 reads per cell, over the median distance between laws: of populations that trained and of fresh cells; "
+        "`floor` has both at 2,500 reads, `no map` leaves out the map between depths. `depth.py`",
+    ),
+    "depth_real": (
+        "Control cells of fewer reads among knock-outs",
+        "Papalexi et al. 2021, cells that did not train: distance of thinned controls (`x`: share of reads kept) from other controls, and how many of the targets that differ from controls lie "
+        "nearer than they do. `depth.py`",
+    ),
     "synthetic_simplex": (
         "Distances of categorical laws",
         "Linear correlation with the closed form over all pairs of a 55-point grid of the simplex, 5,000 draws each (the paper: 0.952); rows of 20 "

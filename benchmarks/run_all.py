@@ -19,6 +19,7 @@ RUNS = (
     ("synthetic",),
     ("peers",),
     ("two_sample",),
+    ("depth",),
     ("perturbation", "--part", "all"),
     ("perturbation", "--part", "calibration"),
     ("perturbation_joint",),

@@ -54,7 +54,10 @@ def test_thinned_cells_have_mean_and_covariance_of_the_whole_ones(cells, keep):
 
     def gap(one, two):
         means = [np.stack([u[codes == k].mean(0) for k in range(3)]) for u in (one, two)]
-        return np.linalg.norm(means[0] - means[1], axis=1).mean() / np.linalg.norm(means[0] - means[0].mean(0), axis=1).mean()
+        return (
+            np.linalg.norm(means[0] - means[1], axis=1).mean()
+            / np.linalg.norm(means[0] - means[0].mean(0), axis=1).mean()
+        )
 
     old, new = gap(*before), gap(after[0][0], after[1][0])
     assert new < 0.12 and new < old / 4

@@ -78,7 +78,9 @@ class DepthMap(nn.Module):
         self.log_sd.zero_()
 
     @torch.no_grad()
-    def fit(self, counts: sp.csr_matrix, encode: Callable[[sp.csr_matrix], tuple[Tensor, Tensor]], seed: int = 0) -> None:
+    def fit(
+        self, counts: sp.csr_matrix, encode: Callable[[sp.csr_matrix], tuple[Tensor, Tensor]], seed: int = 0
+    ) -> None:
         """Fit the maps to cells.
 
         Parameters
