@@ -151,6 +151,15 @@ TITLES = {
         "Real designs with replicates",
         "16 samples of eight patients (mass cytometry), 32 people (principal components), two donors (counts); p of the mean profiles by the same permutations. "
         "One model each. `groups.py --part real`",
+    "depth": (
+        "Populations of fewer reads",
+        "Distance between the populations of one law at 2,500 and at 600 reads per cell, over the median distance between laws: of populations that trained and of fresh cells; "
+        "`floor` has both at 2,500 reads, `no map` leaves out the map between depths. `depth.py`",
+    ),
+    "depth_real": (
+        "Control cells of fewer reads among knock-outs",
+        "Papalexi et al. 2021, cells that did not train: distance of thinned controls (`x`: share of reads kept) from other controls, and how many of the targets that differ from controls lie "
+        "nearer than they do. `depth.py`",
     ),
     "synthetic_simplex": (
         "Distances of categorical laws",

@@ -20,6 +20,7 @@ RUNS = (
     ("peers",),
     ("two_sample",),
     ("groups",),
+    ("depth",),
     ("perturbation", "--part", "all"),
     ("perturbation", "--part", "calibration"),
     ("perturbation_joint",),

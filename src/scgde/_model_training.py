@@ -218,7 +218,9 @@ class TrainingMixin:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             plan = GDETrainingPlan(self.module, epochs, seed=seed, n_contrasts=n_contrasts, **options)
-        if not learned and saved is None:
+        if learned and saved is None:
+            self.module.observation.reset_depth()  # of earlier training
+        elif saved is None:
             # their latent being fixed, further training goes on from what is there
             prepare_population_phase(self.module, datamodule, further=self.is_trained_)
         callbacks = list(trainer_kwargs.pop("callbacks", []))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from scgde._constants import UNASSIGNED_CODE
 from scgde._sparse import supports_sparse
+from scgde.data.cells import as_tensor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -59,12 +60,15 @@ def encode_components(module: GDEModule, table: CellTable, indices: np.ndarray) 
 
     See :meth:`scgde.observations.ObservationModel.components`.
     """
+    blocks = np.array_split(indices, len(indices) // _CELLS_PER_PASS + 1)
+    return np.concatenate([components_of(module, table.matrix[block]) for block in blocks])
+
+
+@torch.no_grad()
+def components_of(module: GDEModule, rows: Any) -> np.ndarray:
+    """The same of rows ``(cells, n_vars)`` as they are given."""
     sparse = module.observation.reads_sparse and supports_sparse(module.device)
-    blocks = [np.zeros((0, module.observation.n_components))]
-    for start in range(0, len(indices), _CELLS_PER_PASS):
-        rows = table.tensor(indices[start : start + _CELLS_PER_PASS], sparse=sparse).to(module.device)
-        blocks.append(module.observation.components(rows).double().cpu().numpy())
-    return np.concatenate(blocks)
+    return module.observation.components(as_tensor(rows, sparse=sparse).to(module.device)).double().cpu().numpy()
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+import scipy.sparse as sp
 import torch
 
 from scgde._segments import segment_mean
@@ -19,6 +20,12 @@ if TYPE_CHECKING:
 
 MAX_SCALE_SAMPLE = 2_000_000
 """Entries of the sample of rows that the scale of the latent is measured on, at most."""
+
+MAX_DEPTH_SAMPLE = 20_000_000
+"""Entries of the sample of rows that show how latents depend on depth, at most."""
+
+MAX_DEPTH_CELLS = 8000
+"""Cells of it, at most."""
 
 MAX_LIBRARY_SAMPLE = 50_000
 """Cells that the regression of depth on state is fitted to, at most."""
@@ -56,6 +63,7 @@ def prepare_population_phase(
     table = data.table
     if not resumed:
         _fit_scale(module, data)
+        _fit_depth(module, data)
     latents = encode_table(module, table)
     data.set_latent(latents)
     used = np.zeros(table.n_cells, dtype=bool)
@@ -158,3 +166,13 @@ def _fit_scale(module: GDEModule, data: PopulationDataModule) -> None:
         module.device,
     )
     module.observation.fit_scale(encode_cells(module, table, rows)[0].to(module.device), context)
+
+
+def _fit_depth(module: GDEModule, data: PopulationDataModule) -> None:
+    """Make latents independent of depth, as a sample of the training cells that are in populations shows."""
+    table = data.table
+    if not module.observation.is_count:
+        return
+    rows = data.train_idx[table.codes[data.train_idx] >= 0]
+    limit = min(max(MAX_DEPTH_SAMPLE // table.matrix.shape[1], 500), MAX_DEPTH_CELLS)
+    module.observation.fit_depth(sp.csr_matrix(table.matrix[table.sample(rows, limit, 0)], dtype=np.float32))

@@ -11,6 +11,7 @@ from torch import nn
 
 if TYPE_CHECKING:
     import numpy as np
+    import scipy.sparse as sp
     from torch import Tensor
     from torch.distributions import Distribution
 
@@ -117,6 +118,12 @@ class ObservationModel(nn.Module):
 
     def fit_scale(self, u: Tensor, context: Context) -> None:
         """Scale the axes of ``u`` by what they change in a row, given latents ``(cells, n_latent)``; a no-op by default."""
+
+    def fit_depth(self, counts: sp.csr_matrix) -> None:
+        """Learn from counts of cells ``(cells, n_vars)`` how latents depend on depth, and undo it; a no-op by default."""
+
+    def reset_depth(self) -> None:
+        """Undo :meth:`fit_depth` before cells are learned from again; a no-op by default."""
 
     def fit_covariates(self, continuous: Tensor) -> None:
         """Take centre and scale of the continuous covariates of the training cells ``(cells, n)``; a no-op by default."""

@@ -14,9 +14,10 @@ from sklearn.linear_model import RidgeCV
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
-from scgde._sparse import entries, row_totals, weighted_columns
+from scgde._sparse import entries, row_totals, supports_sparse, to_csr, weighted_columns
 from scgde.components import MAX_COMPONENTS
 from scgde.moments import moment_features, moment_size
+from scgde.observations._depth import DepthMap
 from scgde.observations._draws import draw_counts
 from scgde.observations._likelihood import negative_binomial_log_likelihood, poisson_log_likelihood
 from scgde.observations._loadings import fit_loadings
@@ -25,6 +26,7 @@ from scgde.observations.base import Context, ObservationModel
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import scipy.sparse as sp
     from torch.distributions import Distribution
 
     from scgde.components import CellComponents
@@ -142,6 +144,7 @@ class CountModel(ObservationModel):
         self.register_buffer("covariate_centre", torch.zeros(n_continuous))
         self.register_buffer("covariate_scale", torch.ones(n_continuous))
         self.register_buffer("library_coefficients", torch.zeros(1 + moment_size(n_latent)))
+        self.depth_map = DepthMap(n_latent)
         if gene_likelihood != "poisson":
             n_dispersion = n_batch if dispersion == "gene-batch" else 1
             self.scaled_log_dispersion = nn.Parameter(torch.zeros(n_dispersion, n_vars))
@@ -208,7 +211,25 @@ class CountModel(ObservationModel):
         hidden = self.encoder(torch.cat([scores, torch.log(depth / self.target)], dim=1))
         log_var = self.encoder_log_var(hidden).clamp(-12.0, 6.0)
         mean, sd = self.encoder_linear(scores) + self.encoder_mean(hidden), torch.exp(0.5 * log_var)
-        return mean * self.latent_scale, sd * self.latent_scale
+        return self.depth_map(mean * self.latent_scale, sd * self.latent_scale, depth)
+
+    @torch.no_grad()
+    def fit_depth(self, counts: sp.csr_matrix) -> None:
+        """Fit the map that makes latents of cells of all depths alike (:class:`~scgde.observations._depth.DepthMap`)."""
+        device, sparse = self.centre.device, supports_sparse(self.centre.device)
+
+        def encode(block: sp.csr_matrix) -> tuple[Tensor, Tensor]:
+            parts = [
+                self.encode((to_csr(part) if sparse else torch.from_numpy(part.toarray())).to(device))
+                for part in (block[start : start + 1024] for start in range(0, block.shape[0], 1024))
+            ]
+            mean, sd = zip(*parts, strict=True)
+            return torch.cat(mean), torch.cat(sd)
+
+        self.depth_map.fit(counts, encode)
+
+    def reset_depth(self) -> None:
+        self.depth_map.reset()
 
     def library(self, x: Tensor) -> Tensor:
         return row_totals(x)

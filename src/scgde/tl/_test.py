@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
-import torch
+import scipy.sparse as sp
 
 from scgde.generation import as_labels, find_labels
-from scgde.inference import encode_cells
+from scgde.inference import components_of, encode_components
+from scgde.observations.thinning import matching_shares, thin_counts
 from scgde.uncertainty import adjust_p_values, permutation_test, spread_vectors
 
 if TYPE_CHECKING:
@@ -19,9 +21,13 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
     from scgde import GDEModel
+    from scgde.data import CellTable
 
 KEPT_POPULATIONS = 64
-"""Populations whose latents are kept from pair to pair."""
+"""Populations whose cells are kept from pair to pair."""
+
+DEPTH_RATIO = 1.5
+"""Ratio of the median depths of two populations above which their counts are thinned before they are compared."""
 
 
 def test_populations(
@@ -31,17 +37,18 @@ def test_populations(
     *,
     control: Any = None,
     adata: AnnData | None = None,
-    block_key: str | None = None,
+    block_key: str | Literal[False] | None = None,
+    match_depth: bool | None = None,
     n_permutations: int = 999,
     correction: str | None = "fdr_bh",
     seed: int | None = None,
 ) -> pd.DataFrame:
     r"""Test whether the cells of two populations come from one law, by permutation.
 
-    For each pair the influence of every cell is computed at the embedding of the *union* of the two populations. These
-    vectors do not know which population a cell is of: if both have one law they are exchangeable, and permuting the
-    populations gives an exact test for any number of cells and any encoder. Influences around each population's own
-    embedding (:meth:`~scgde.GDEModel.get_cell_embedding`) would not be exchangeable.
+    The cells of both are compared in a representation that labels of populations had no part in: principal components of
+    log-normalised counts, or the rows themselves where they are no counts. Permuting the labels then gives an exact test for any
+    number of cells, of populations that trained the model as of new ones, and whatever the set encoder. The model's own latents and
+    embeddings would not do: training learned from labels what separates its very cells.
 
     .. warning::
 
@@ -49,7 +56,7 @@ def test_populations(
         difference would be found again in other animals, donors or wells, which differ from each other as well: with
         hundreds of cells it finds such differences and calls them significant (pseudo-replication). Where a batch or a
         replicate holds cells of both populations, name it in ``block_key``. Where each replicate is of one condition, make
-        every replicate a population, and use :func:`scgde.tl.test_groups`, whose units are replicates.
+        every replicate a population, and compare them with replicates as the units (:func:`scgde.tl.test_groups`).
 
     Parameters
     ----------
@@ -64,18 +71,23 @@ def test_populations(
         Cells; the model's own by default.
     block_key
         Column of ``obs``, such as batch or donor. Cells are permuted within its values only, and compared after
-        subtraction of the mean vector of their value.
+        subtraction of the mean vector of their value. By default the model's ``batch_key``, if it has one; False compares cells of
+        different batches as if there were none.
+    match_depth
+        Whether counts are thinned first, so that the cells of both populations have the same depths
+        (:func:`scgde.pp.match_depth`). By default where their median depths differ more than 1.5-fold. For counts only.
     n_permutations
         Permutations for each pair. The smallest p-value is one over one more than this: adjusted for many pairs it is
         small only with many permutations.
     correction
         Adjustment for the number of pairs: ``"fdr_bh"``, ``"fdr_by"``, ``"bonferroni"`` or None.
     seed
-        Seed of the permutations; ``scvi.settings.seed`` by default, else fresh.
+        Seed of permutations and thinning; ``scvi.settings.seed`` by default, else fresh.
 
     Returns
     -------
-    DataFrame with one row for each pair, in the order asked for:
+    DataFrame with one row for each pair, in the order asked for. ``attrs`` say what was compared (``representation``) and within what
+    (``block_key``).
 
     ``source``, ``target``, ``n_source``, ``n_target``
         Labels and numbers of cells.
@@ -83,10 +95,12 @@ def test_populations(
         Distance between the embeddings, corrected for sampling noise
         (``get_population_distances(bias_correction=True)``).
     ``statistic``
-        Squared distance between the means of the transformed influences (:func:`scgde.uncertainty.spread_vectors`), over its
+        Squared distance between the means of the transformed cells (:func:`scgde.uncertainty.spread_vectors`), over its
         average under permutation; about 1 without a difference.
     ``p_value``, ``p_adjusted``
-        NaN where a population has one cell, or no value of ``block_key`` has cells of both.
+        NaN where a population has one cell, or no block has cells of both (a warning names such pairs).
+    ``matched_depth``
+        Whether counts were thinned for the p-value; the distance is of all counts.
 
     Raises
     ------
@@ -105,31 +119,30 @@ def test_populations(
         message = f"n_permutations={n_permutations!r} must be a positive integer."
         raise ValueError(message)
     adjust_p_values(np.empty(0), correction)
+    is_count = model.module.observation.is_count
+    if match_depth and not is_count:
+        message = "match_depth=True is for counts; the rows of this model are none. Leave it out."
+        raise ValueError(message)
     table, rows, embedding = model._embed(adata, None, None, keep_cells=False)
     pairs = _pairs(source, target, control, embedding.labels)
-    block = None if block_key is None else _blocks(table.obs.iloc[rows], block_key)
-    members = {k: np.flatnonzero(embedding.codes == k) for k in np.unique(pairs)}
+    if block_key is None:
+        block_key = model.registry_["setup_args"].get("batch_key") or False
+    block = None if block_key is False else _blocks(table, rows, block_key)
+    cells = _Cells(model, table, rows, {int(k): np.flatnonzero(embedding.codes == k) for k in np.unique(pairs)})
     noise = np.square(embedding.standard_error.astype(np.float64)).sum(1)
-    encoder, device = model.module.set_encoder, model.module.device
     streams = model._randomness(seed)[0].spawn(len(pairs))
-
-    @lru_cache(maxsize=KEPT_POPULATIONS)  # a control is in many pairs
-    def latents(k: int) -> torch.Tensor:
-        return encode_cells(model.module, table, rows[members[k]])[0].to(device)
 
     records = []
     for (i, j), rng in zip(pairs, streams, strict=True):
         squared = float(np.square(embedding.z[i].astype(np.float64) - embedding.z[j]).sum() - noise[i] - noise[j])
         statistic = p_value = np.nan
-        union = np.concatenate([members[i], members[j]])
+        matched = is_count and cells.differ_in_depth(i, j) if match_depth is None else match_depth
         if min(embedding.n_cells[i], embedding.n_cells[j]) > 1:
-            together = torch.zeros(len(union), dtype=torch.long, device=device)
-            with torch.no_grad():
-                _, psi = encoder.influence(torch.cat([latents(i), latents(j)]), together, 1)
+            union = np.concatenate([cells.members[i], cells.members[j]])
             blocks = None if block is None else block[union]
             statistic, p_value = permutation_test(
-                spread_vectors(psi.cpu().numpy(), blocks),
-                np.arange(len(union)) < len(members[i]),
+                spread_vectors(cells.matched(i, j, rng) if matched else cells.both(i, j), blocks),
+                np.arange(len(union)) < len(cells.members[i]),
                 rng,
                 n_permutations=n_permutations,
                 block=blocks,
@@ -143,11 +156,60 @@ def test_populations(
                 "distance": np.sqrt(np.maximum(squared, 0.0)),
                 "statistic": statistic,
                 "p_value": p_value,
+                "matched_depth": bool(matched),
             }
         )
     frame = pd.DataFrame(records)
-    frame["p_adjusted"] = adjust_p_values(frame["p_value"].to_numpy(), correction)
+    frame.insert(7, "p_adjusted", adjust_p_values(frame["p_value"].to_numpy(), correction))
+    _warn_of_missing(frame, block_key)
+    frame.attrs |= {"representation": "components" if is_count else "rows", "block_key": block_key or None}
     return frame
+
+
+class _Cells:
+    """Cells of some populations in the representation without labels, those of a control kept from pair to pair."""
+
+    def __init__(self, model: GDEModel, table: CellTable, rows: np.ndarray, members: dict[int, np.ndarray]) -> None:
+        self.module, self.table, self.rows, self.members = model.module, table, rows, members
+        self.of = lru_cache(maxsize=KEPT_POPULATIONS)(self._of)
+        self.totals = lru_cache(maxsize=None)(self._totals)
+
+    def _of(self, k: int) -> np.ndarray:
+        return encode_components(self.module, self.table, self.rows[self.members[k]])
+
+    def _totals(self, k: int) -> np.ndarray:
+        return self.table.totals(self.rows[self.members[k]])
+
+    def both(self, i: int, j: int) -> np.ndarray:
+        """Components of the cells of two populations, ``(cells, r)``."""
+        return np.concatenate([self.of(int(i)), self.of(int(j))])
+
+    def differ_in_depth(self, i: int, j: int) -> bool:
+        """Whether median depths differ more than :data:`DEPTH_RATIO`-fold."""
+        one, two = (max(float(np.median(self.totals(int(k)))), 1.0) for k in (i, j))
+        return max(one, two) > DEPTH_RATIO * min(one, two)
+
+    def matched(self, i: int, j: int, rng: np.random.Generator) -> np.ndarray:
+        """:meth:`both` of counts that are thinned to one distribution of depth."""
+        chosen = [self.rows[self.members[int(k)]] for k in (i, j)]
+        counts = sp.vstack([sp.csr_matrix(self.table.rows(c)) for c in chosen], format="csr")
+        codes = np.repeat([0, 1], [len(c) for c in chosen])
+        keep = matching_shares(np.asarray(counts.sum(axis=1)).reshape(-1), codes, rng)
+        return components_of(self.module, thin_counts(counts, keep, rng))
+
+
+def _warn_of_missing(frame: pd.DataFrame, block_key: str | Literal[False]) -> None:
+    """Say which pairs have no p-value because no block holds cells of both."""
+    missing = frame["p_value"].isna() & (frame[["n_source", "n_target"]].min(axis=1) > 1)
+    if not missing.any() or not block_key:
+        return
+    first = frame[missing].iloc[0]
+    message = (
+        f"{int(missing.sum())} of {len(frame)} pairs have no p-value, {first['source']!r} and {first['target']!r} among them: no value of "
+        f"{block_key!r} has cells of both, so that a difference cannot be told from one between blocks. Name another block_key, or "
+        "pass block_key=False to ignore blocks."
+    )
+    warnings.warn(message, UserWarning, stacklevel=3)
 
 
 def _pairs(source: Any, target: Any, control: Any, known: Sequence[str]) -> np.ndarray:
@@ -181,12 +243,12 @@ def _pairs(source: Any, target: Any, control: Any, known: Sequence[str]) -> np.n
     return np.stack(found, axis=1)
 
 
-def _blocks(obs: pd.DataFrame, block_key: str) -> np.ndarray:
+def _blocks(table: CellTable, rows: np.ndarray, block_key: str) -> np.ndarray:
     """Code of each cell's block, ``(cells,)``."""
-    if block_key not in obs:
-        message = f"block_key={block_key!r} is not in adata.obs; there are {list(obs.columns)}."
+    if block_key not in table.columns:
+        message = f"block_key={block_key!r} is not in adata.obs; there are {table.columns}."
         raise KeyError(message)
-    codes = pd.factorize(obs[block_key])[0]
+    codes = pd.factorize(table.column(block_key).iloc[rows])[0]
     if (codes < 0).any():
         message = f"block_key={block_key!r} has {(codes < 0).sum()} missing values; fill them or drop those cells."
         raise ValueError(message)
