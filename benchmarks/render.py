@@ -151,6 +151,7 @@ TITLES = {
         "Real designs with replicates",
         "16 samples of eight patients (mass cytometry), 32 people (principal components), two donors (counts); p of the mean profiles by the same permutations. "
         "One model each. `groups.py --part real`",
+    ),
     "depth": (
         "Populations of fewer reads",
         "Distance between the populations of one law at 2,500 and at 600 reads per cell, over the median distance between laws: of populations that trained and of fresh cells; "

@@ -19,7 +19,7 @@ MAX_FIT_ENTRIES = 60_000_000
 
 @dataclass(frozen=True)
 class CellComponents:
-    r"""Principal axes of :math:`\log(1 + t x / \sum x)`, fitted on training cells that are centred by batch.
+    r"""Principal axes of :math:`\log(1 + t x / \sum x)`, fitted on training cells without the effects of batch and covariates.
 
     Attributes
     ----------
@@ -47,9 +47,8 @@ class CellComponents:
         rows = log_normalised(rows, target)
         centre = rows.mean(0)
         # axes along which cells of one batch differ: a batch effect is not what an encoder should look at first
-        batch = table.batch[sample]
-        for b in np.unique(batch):
-            rows[batch == b] -= rows[batch == b].mean(0)
+        design = nuisance_design(table, sample)
+        rows -= (design @ nuisance_effects(design, rows)).astype(rows.dtype)
         n_components = max(min(MAX_COMPONENTS, len(sample) // 4, rows.shape[1] - 1), 1)
         model = PCA(n_components, svd_solver="randomized", random_state=seed).fit(rows)
         return cls(target, centre, model.components_.T.copy(), np.sqrt(model.explained_variance_))
@@ -67,6 +66,30 @@ class CellComponents:
         """Scores ``(len(indices), r)`` in double precision of cells of a table, read block by block."""
         blocks = np.array_split(indices, max(int(np.ceil(len(indices) / _cells_at_once(table))), 1))
         return np.concatenate([self.scores(table.matrix[block]) for block in blocks]).astype(np.float64)
+
+
+def nuisance_design(table: CellTable, indices: np.ndarray) -> sp.csr_matrix:
+    """What is to be taken out of cells, ``(len(indices), p)``: indicators of batch and categories, and continuous covariates."""
+    codes = [table.batch, *table.categorical.T]
+    columns = [
+        sp.csr_matrix(
+            (np.ones(len(indices)), (np.arange(len(indices)), np.maximum(code[indices], 0))),
+            shape=(len(indices), max(int(code.max(initial=0)) + 1, 1)),
+        )
+        for code in codes
+    ]
+    if table.continuous.shape[1]:
+        columns.append(sp.csr_matrix(table.continuous[indices].astype(np.float64)))
+    return sp.hstack(columns, format="csr")
+
+
+def nuisance_effects(design: sp.csr_matrix, rows: np.ndarray) -> np.ndarray:
+    """Least-squares effects ``(p, r)`` of a design on rows ``(cells, r)``: the mean of each batch where there are no covariates."""
+    # columns in like units, or covariates of large numbers would hide the others from the pseudo-inverse
+    size = np.sqrt(np.maximum(np.asarray(design.multiply(design).sum(axis=0)).reshape(-1), 1e-300))
+    scaled = sp.csr_matrix(design.multiply(1 / size))
+    inverse = np.linalg.pinv((scaled.T @ scaled).toarray(), rcond=1e-10, hermitian=True)
+    return (inverse @ (scaled.T @ rows)) / size[:, None]
 
 
 def _cells_at_once(table: CellTable) -> int:

@@ -9,7 +9,7 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 
-from scgde.components import CellComponents
+from scgde.components import CellComponents, nuisance_design, nuisance_effects
 from scgde.data.streamed_table import StreamedTable
 
 if TYPE_CHECKING:
@@ -27,17 +27,19 @@ N_PERMUTATIONS = 20
 class Contrasts:
     r"""Discriminant scores of cells, each weighted by how surely its direction differs between populations.
 
-    Cells' principal components are centred by batch. Within-population spread is whitened, directions are ordered by the variance ``b`` that population means have along them (less what sampling
-    alone gives), and a direction's score is multiplied by :math:`(b / (b + 1/n_0))^{1/2}`, where ``n_0`` is the mean
-    number of cells per population: one that populations do not differ along is shrunk to nothing. This is linear
-    discriminant analysis with empirical-Bayes shrinkage.
+    The effects of batch and covariates are taken off cells' principal components. Within-population spread is whitened, directions
+    are ordered by the variance ``b`` that population means have along them (less what sampling alone gives), and a direction's score
+    is multiplied by :math:`(b / (b + 1/n_0))^{1/2}`, where ``n_0`` is the mean number of cells per population. This is linear
+    discriminant analysis with empirical-Bayes shrinkage. Directions count as long as they separate populations more than
+    permuted labels do: what chance alone separates, training would write into the latents of these very cells.
 
     Attributes
     ----------
     components
         Principal components of cells.
     centre
-        What is taken off the components of the cells of each batch, ``(n_batch, r)``.
+        Effects of batch and covariates on the components, which are taken off, ``(p, r)``; see
+        :func:`scgde.components.nuisance_design`.
     axes
         Map from centred components to scores, ``(r, n)``.
     known
@@ -54,12 +56,14 @@ class Contrasts:
         """Number of contrasts."""
         return self.axes.shape[1]
 
-    def of(self, indices: np.ndarray, rows: Any, batch: np.ndarray) -> np.ndarray:
-        """Scores ``(len(indices), n)``, float32, of cells given their rows and batch codes."""
+    def of(self, indices: np.ndarray, rows: Any, table: CellTable) -> np.ndarray:
+        """Scores ``(len(indices), n)``, float32, of cells of a table given their rows."""
         if self.known is not None:
             return self.known[indices]
-        scores = self.components.scores(rows)
-        return ((scores - self.centre[batch]) @ self.axes).astype(np.float32)
+        return self._scores(self.components.scores(rows), table, indices)
+
+    def _scores(self, components: np.ndarray, table: CellTable, indices: np.ndarray) -> np.ndarray:
+        return ((components - nuisance_design(table, indices) @ self.centre) @ self.axes).astype(np.float32)
 
     @classmethod
     def fit(cls, table: CellTable, indices: np.ndarray, components: CellComponents, seed: int = 0) -> Contrasts | None:
@@ -72,14 +76,13 @@ class Contrasts:
             return None
         used = some_of_each(table.codes, indices, MAX_CELLS, seed)
         rows, batch = components.transform(table, used), table.batch[used]
-        centre = np.zeros((int(table.batch.max()) + 1, rows.shape[1]))
-        for b in np.unique(batch):
-            centre[b] = rows[batch == b].mean(0)
-            rows[batch == b] -= centre[b]
+        design = nuisance_design(table, used)
+        centre = nuisance_effects(design, rows)
+        rows -= design @ centre
         axes = discriminant_axes(rows, table.codes[used], batch, float(sizes[sizes > 0].mean()), seed)
         if axes is None:
             return None
-        return cls(components, centre + rows.mean(0), axes).for_table(table, indices)
+        return cls(components, centre, axes).for_table(table, indices)
 
     def for_table(self, table: CellTable, indices: np.ndarray) -> Contrasts:
         """The same contrasts with the scores of the cells ``indices`` kept, where the table is in memory."""
@@ -87,7 +90,7 @@ class Contrasts:
             return self
         known = np.zeros((table.n_cells, self.width), dtype=np.float32)
         for block in np.array_split(indices, len(indices) // MAX_CELLS + 1):
-            known[block] = (self.components.transform(table, block) - self.centre[table.batch[block]]) @ self.axes
+            known[block] = self._scores(self.components.transform(table, block), table, block)
         return replace(self, known=known)
 
     def state(self) -> dict[str, Any]:
@@ -163,9 +166,7 @@ def discriminant_axes(
     return white @ rotation[:, :n] * weight
 
 
-def _discriminants(
-    x: np.ndarray, codes: np.ndarray, sizes: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _discriminants(x: np.ndarray, codes: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Whitening by the spread within populations ``(r, r)``, variances between them ``(r,)``, falling, and their axes ``(r, r)``."""
     residual = x - (_sums(x, codes, len(sizes)) / sizes[:, None])[codes]
     r, freedom = x.shape[1], len(x) - len(sizes)

@@ -166,7 +166,7 @@ class PopulationDataModule(pl.LightningDataModule):
         if table.size_factor is not None:
             batch[BATCH_KEYS.SIZE_FACTOR] = torch.from_numpy(table.size_factor[indices])[:, None]
         if with_contrasts and self.contrasts is not None:
-            batch[BATCH_KEYS.CONTRASTS] = torch.from_numpy(self.contrasts.of(indices, rows, table.batch[indices]))
+            batch[BATCH_KEYS.CONTRASTS] = torch.from_numpy(self.contrasts.of(indices, rows, table))
         return batch
 
     def set_batch(self, sets: SetBatch, scored: np.ndarray | None = None) -> dict[str, Tensor]:

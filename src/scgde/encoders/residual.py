@@ -14,7 +14,6 @@ from scgde.moments import PopulationMoments, from_vector, moment_features, momen
 from scgde.ot import sqrtm_psd
 from scgde.spectrum import SpectrumShrinkage
 
-
 N_SETS, SET_SIZE = 500, 300
 """Sets without labels that axes are chosen from, and cells in each."""
 

@@ -125,9 +125,10 @@ def test_populations(
         raise ValueError(message)
     table, rows, embedding = model._embed(adata, None, None, keep_cells=False)
     pairs = _pairs(source, target, control, embedding.labels)
+    within: str | None = block_key or None
     if block_key is None:
-        block_key = model.registry_["setup_args"].get("batch_key") or False
-    block = None if block_key is False else _blocks(table, rows, block_key)
+        within = model.registry_["setup_args"].get("batch_key")
+    block = None if within is None else _blocks(table, rows, within)
     cells = _Cells(model, table, rows, {int(k): np.flatnonzero(embedding.codes == k) for k in np.unique(pairs)})
     noise = np.square(embedding.standard_error.astype(np.float64)).sum(1)
     streams = model._randomness(seed)[0].spawn(len(pairs))
@@ -161,8 +162,8 @@ def test_populations(
         )
     frame = pd.DataFrame(records)
     frame.insert(7, "p_adjusted", adjust_p_values(frame["p_value"].to_numpy(), correction))
-    _warn_of_missing(frame, block_key)
-    frame.attrs |= {"representation": "components" if is_count else "rows", "block_key": block_key or None}
+    _warn_of_missing(frame, within)
+    frame.attrs |= {"representation": "components" if is_count else "rows", "block_key": within}
     return frame
 
 
@@ -198,10 +199,10 @@ class _Cells:
         return components_of(self.module, thin_counts(counts, keep, rng))
 
 
-def _warn_of_missing(frame: pd.DataFrame, block_key: str | Literal[False]) -> None:
+def _warn_of_missing(frame: pd.DataFrame, block_key: str | None) -> None:
     """Say which pairs have no p-value because no block holds cells of both."""
     missing = frame["p_value"].isna() & (frame[["n_source", "n_target"]].min(axis=1) > 1)
-    if not missing.any() or not block_key:
+    if block_key is None or not missing.any():
         return
     first = frame[missing].iloc[0]
     message = (
