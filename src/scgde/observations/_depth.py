@@ -19,6 +19,12 @@ if TYPE_CHECKING:
 LEVELS = np.arange(-10, 5) / 2
 """Depths that maps are fitted at: binary logarithms of their ratio to the reference."""
 
+MIN_ROWS = 8000
+"""Rows that are thinned, about: fewer cells are thinned several times."""
+
+MAX_COPIES = 8
+"""Times that a cell is thinned, at most."""
+
 MIN_CELLS = 30
 """Cells that a map is fitted to, at least."""
 
@@ -98,13 +104,18 @@ class DepthMap(nn.Module):
             return
         reference = float(np.median(total[total > 0]))
         self.log_reference.fill_(math.log(reference))
+        # that cells are few is the same at both depths, but not what happens to be thinned away
+        copies = min(max(MIN_ROWS // len(total), 1), MAX_COPIES)
+        counts = sp.vstack([counts] * copies, format="csr")
         n, middle = len(LEVELS), int(np.flatnonzero(LEVELS == 0)[0])
         d = self.gain.shape[1]
         identity = np.eye(d), np.zeros(d), np.zeros(d)
         up: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
         down: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
-        for level, upper, lower in _neighbouring(counts, reference * 2.0**LEVELS, encode, seed):
-            (up if level < middle else down)[level] = _step(lower, upper) if level < middle else _step(upper, lower)
+        for level, upper, lower in _neighbouring(counts, reference * 2.0**LEVELS, encode, MIN_CELLS * copies, seed):
+            (up if level < middle else down)[level] = (
+                _step(lower, upper, copies) if level < middle else _step(upper, lower, copies)
+            )
         maps = [identity] * n
         for level in range(middle - 1, -1, -1):
             maps[level] = _chain(up[level], maps[level + 1]) if level in up else maps[level + 1]
@@ -118,6 +129,7 @@ def _neighbouring(
     counts: sp.csr_matrix,
     depths: np.ndarray,
     encode: Callable[[sp.csr_matrix], tuple[Tensor, Tensor]],
+    least: int,
     seed: int,
 ) -> Iterator[tuple[int, list[np.ndarray], list[np.ndarray]]]:
     """Latents of the same cells at two neighbouring depths, from the largest on: the lower level, those at the upper, those at it."""
@@ -136,7 +148,7 @@ def _neighbouring(
         now = np.asarray(counts.sum(axis=1)).reshape(-1)
         keep = np.where(reach, np.minimum(depths[level] / np.maximum(now, 1.0), 1.0), 1.0)
         counts = thin_counts(counts, keep, rng)
-        if reach.sum() < MIN_CELLS:
+        if reach.sum() < least:
             upper = None
             continue
         current = [part.double().cpu().numpy() for part in encode(counts[reach])]
@@ -145,13 +157,13 @@ def _neighbouring(
         upper = current
 
 
-def _step(source: list[np.ndarray], target: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _step(source: list[np.ndarray], target: list[np.ndarray], copies: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Gain, shift and log ratio of standard deviations from latents of cells to those of the same cells at another depth."""
     (mean, sd), (aim, aim_sd) = source, target
     n, d = mean.shape
     cov, aim_cov = (np.cov(u.T).reshape(d, d) for u in (mean, aim))
     # few cells leave directions empty: both are pulled towards the same multiple of the identity
-    floor = (d / n + 1e-4) * np.trace(cov + aim_cov) / (2 * d) + 1e-12
+    floor = (d * copies / n + 1e-4) * np.trace(cov + aim_cov) / (2 * d) + 1e-12
     cov, aim_cov = cov + floor * np.eye(d), aim_cov + floor * np.eye(d)
     root = sqrtm_psd(cov)
     inverse = np.linalg.inv(root)
