@@ -35,17 +35,19 @@ MIN_READS = 10.0
 class DepthMap(nn.Module):
     r"""Carry latents of cells of any depth to where the same cells lie at a reference depth.
 
-    A posterior mean is drawn towards the prior, and :math:`\log(1 + x)` bent, by as much as counts are few: cells of one law get
-    latents of another law where they have fewer reads. Cells thinned binomially say by how much, since they are the same
-    cells. Between two neighbouring depths the latents are carried by the optimal transport map between normal laws with the mean
-    and covariance that the same cells have at both (Peyre and Cuturi 2019, remark 2.31),
+    A posterior mean is drawn towards the prior, and :math:`\log(1 + x)` bent, by as much as counts are few: cells of
+    one law get latents of another law where they have fewer reads. Cells thinned binomially say by how much, since
+    they are the same cells. Between two neighbouring depths the latents are carried by the optimal transport map
+    between normal laws with the mean and covariance that the same cells have at both (Peyre and Cuturi 2019, remark
+    2.31),
 
     .. math::
 
         T(u) = m_1 + S_0^{-1/2} (S_0^{1/2} S_1 S_0^{1/2})^{1/2} S_0^{-1/2} (u - m_0),
 
-    maps are chained up to the reference depth, and between depths gains and shifts are interpolated linearly in the logarithm. Posterior
-    variances are scaled by their average ratio, axis by axis. What a cell becomes depends on its own counts alone.
+    maps are chained up to the reference depth, and between depths gains and shifts are interpolated linearly in the
+    logarithm. Posterior variances are scaled by their average ratio, axis by axis. What a cell becomes depends on
+    its own counts alone.
 
     Parameters
     ----------
@@ -67,7 +69,7 @@ class DepthMap(nn.Module):
         self.register_buffer("log_reference", torch.zeros(()))
 
     def forward(self, mean: Tensor, sd: Tensor, depth: Tensor) -> tuple[Tensor, Tensor]:
-        """Carry posterior means and standard deviations ``(cells, d)`` of cells with total counts ``depth`` ``(cells, 1)``."""
+        """Carry posterior means and sds ``(cells, d)`` of cells with total counts ``depth`` ``(cells, 1)``."""
         step = math.log(2) * (LEVELS[1] - LEVELS[0])
         place = (torch.log(depth) - self.log_reference) / step - LEVELS[0] / (LEVELS[1] - LEVELS[0])
         place = place.clamp(0, len(LEVELS) - 1)
@@ -132,7 +134,7 @@ def _neighbouring(
     least: int,
     seed: int,
 ) -> Iterator[tuple[int, list[np.ndarray], list[np.ndarray]]]:
-    """Latents of the same cells at two neighbouring depths, from the largest on: the lower level, those at the upper, those at it."""
+    """Latents of the same cells at neighbouring depths, from the largest on: lower level, those above it, those at it."""
     rng = np.random.default_rng([seed, 37])
     counts = counts.copy()
     total = np.asarray(counts.sum(axis=1)).reshape(-1)
@@ -158,7 +160,7 @@ def _neighbouring(
 
 
 def _step(source: list[np.ndarray], target: list[np.ndarray], copies: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Gain, shift and log ratio of standard deviations from latents of cells to those of the same cells at another depth."""
+    """Gain, shift and log ratio of sds from latents of cells to those of the same cells at another depth."""
     (mean, sd), (aim, aim_sd) = source, target
     n, d = mean.shape
     cov, aim_cov = (np.cov(u.T).reshape(d, d) for u in (mean, aim))

@@ -83,9 +83,8 @@ def match_depth(
 ) -> AnnData:
     """Thin the counts of groups of cells to one common distribution of sequencing depth.
 
-    Every group keeps the order of its cells by depth. At each quantile all come down to the group with fewest reads there, by
-    binomial thinning; no cell gets more reads. Sort out first what is no difference of depth: large cells have more reads too, and
-    lose them here.
+    Every group keeps the order of its cells by depth. At each quantile all come down to the group with fewest reads
+    there, by binomial thinning; no cell gets more reads. Large cells have more reads too, and lose them here.
 
     Parameters
     ----------
@@ -161,7 +160,7 @@ def warn_of_unequal_depth(source: str, target: str, totals: tuple[np.ndarray, np
     if max(one, two) <= MAX_RATIO * min(one, two):
         return
     message = (
-        f"Cells of {source!r} have {one:,.0f} reads and those of {target!r} {two:,.0f} (medians): part of their difference may be "
-        "one of sequencing depth. Thin them to the same depths (scgde.pp.match_depth) before they are compared."
+        f"Cells of {source!r} have {one:,.0f} reads and those of {target!r} {two:,.0f} (medians): part of their "
+        "difference may be one of sequencing depth. Thin them to the same depths (scgde.pp.match_depth) before they are compared."
     )
     warnings.warn(message, UserWarning, stacklevel=stacklevel)
