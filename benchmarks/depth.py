@@ -1,11 +1,12 @@
 """Does a population move where its cells have fewer reads?
 
-Simulated: 20 laws of 300 cells, half of them at 2,500 reads and half thinned to 600, each half a population. Distances are corrected for
-sampling. Score: the distance between the two depths of a law over the median distance between laws, for the populations trained on
-and for 200 fresh cells of each; the floor is the same with both halves at 2,500 reads. Real: CRISPR knock-outs (papalexi), half of the cells of each target
-train. Of the other half, controls are cut into two and one of them is thinned to a half and a fifth: how far from the other one is it,
-next to targets that differ from the controls (permutation test, adjusted p below 0.05)? ``scgde, no map`` leaves out the map between depths.
-The map was chosen on seeds below 100; the seeds here start at 100.
+Simulated: 20 laws of 300 cells, half of them at 2,500 reads and half thinned to 600, each half a population.
+Distances are corrected for sampling. Score: the distance between the two depths of a law over the median distance
+between laws, for the populations trained on and for 200 fresh cells of each; the floor is the same with both halves
+at 2,500 reads. Real: CRISPR knock-outs (papalexi), half of the cells of each target train. Of the other half,
+controls are cut into two and one of them is thinned to a half and a fifth: how far from the other one is it, next to
+targets that differ from the controls (permutation test, adjusted p below 0.05)? ``scgde, no map`` leaves out the map
+between depths. The map was chosen on seeds below 100; the seeds here start at 100.
 """
 
 from __future__ import annotations

@@ -166,17 +166,38 @@ def test_size_and_power_at_equal_means():
     assert share["narrow"] > 0.65 > 0.2 > share["narrow, plain"]
 
 
-def test_spread_vectors_balance_directions():
+def test_parts_of_spread_vectors_are_balanced():
     rng = np.random.default_rng(7)
     x = rng.normal(size=(500, 3)) @ np.diag([4.0, 1.0, 0.0]) + 3.0
     y = spread_vectors(x)
-    assert y.shape == (500, 4) and np.abs(y.mean(0)).max() < 1e-10
-    cov = np.cov(y[:, :3].T)
-    # the eigenvalues of the covariance become their roots, and a direction without spread stays without
-    np.testing.assert_allclose(np.linalg.eigvalsh(cov @ cov), np.linalg.eigvalsh(np.cov(x.T)), atol=1e-8)
-    assert y[:, 3].var(ddof=1) == pytest.approx(uncertainty.SPREAD_WEIGHT * np.linalg.norm(cov), rel=1e-9)
+    # two directions with spread, three entries of the root of their covariance, and the length
+    assert y.shape == (500, 2 + 3 + 1) and np.abs(y.mean(0)).max() < 1e-10
+    norms = [np.linalg.norm(np.atleast_2d(np.cov(part.T))) for part in (y[:, :2], y[:, 2:5], y[:, 5:])]
+    np.testing.assert_allclose(norms, [1, uncertainty.SPREAD_WEIGHT, uncertainty.SPREAD_WEIGHT], rtol=1e-9)
+    # the eigenvalues of the covariance become their roots
+    ratio = np.linalg.eigvalsh(np.cov(y[:, :2].T)) / np.sqrt(np.linalg.eigvalsh(np.cov(x.T)))[1:]
+    assert ratio[0] == pytest.approx(ratio[1], rel=1e-6)
     assert not spread_vectors(np.ones((4, 2))).any()
     np.testing.assert_allclose(np.square(spread_vectors(x[::-1])), np.square(y[::-1]), atol=1e-8)
+
+
+def test_spread_part_is_the_influence_on_the_root_of_the_covariance():
+    rng = np.random.default_rng(8)
+    x = rng.normal(size=(40, 2)) * [2.0, 1.0]
+    axes = np.linalg.eigh(np.cov(x.T))[1][:, ::-1]
+
+    def root(weight):
+        centred = x @ axes - weight @ (x @ axes)
+        values, vectors = np.linalg.eigh((centred * weight[:, None]).T @ centred)
+        matrix = (vectors * np.sqrt(values)) @ vectors.T
+        return np.array([matrix[0, 0], np.sqrt(2) * matrix[0, 1], matrix[1, 1]])
+
+    uniform = np.full(40, 1 / 40)
+    influence = np.stack([(root(0.9999 * uniform + 1e-4 * np.eye(40)[j]) - root(uniform)) / 1e-4 for j in range(40)])
+    # balanced vectors are a linear map of the influences: distances in units of the covariance are the same
+    y = spread_vectors(x)[:, 2:5]
+    lengths = [np.einsum("ni,ij,nj->n", v, np.linalg.inv(np.cov(v.T)), v) for v in (y, influence - influence.mean(0))]
+    np.testing.assert_allclose(*lengths, rtol=2e-3, atol=2e-3)
 
 
 def test_adjusted_p_values():

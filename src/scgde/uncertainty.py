@@ -181,9 +181,15 @@ def spread_vectors(cells: NDArray[np.floating], block: NDArray[np.integer] | Non
     # the differential of a root of a diagonal matrix (Higham 2008, Functions of Matrices, theorem 3.11)
     spread = lead[:, i] * lead[:, j] / (root[i] + root[j]) * np.where(i == j, 1.0, np.sqrt(2.0))
     length = np.sqrt(np.square(lead / root).sum(1, keepdims=True))
-    parts = [mean, _balanced(_centre(spread, block)), _centre(length, block)]
+    parts = [mean, _balanced(_varying(spread, block)), _varying(length, block)]
     weights = np.sqrt([1.0, SPREAD_WEIGHT, SPREAD_WEIGHT])
     return np.concatenate([w * _to_unit(part) for w, part in zip(weights, parts, strict=True)], axis=1)
+
+
+def _varying(x: NDArray[np.float64], block: NDArray[np.integer] | None) -> NDArray[np.float64]:
+    """Rows less the mean of their block, or zeros where they differ by rounding only: all of few cells are equally far away."""
+    centred = _centre(x, block)
+    return centred if np.square(centred).sum() > 1e-16 * np.square(x).sum() else np.zeros_like(x)
 
 
 def _balanced(x: NDArray[np.float64]) -> NDArray[np.float64]:

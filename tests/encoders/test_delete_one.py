@@ -63,6 +63,9 @@ def test_delete_one_is_that_of_covariances_computed_anew(d, sizes, df, share, dt
     error, total = standard_errors(exact, segment, n_sets)
     error_found, total_found = standard_errors(found, segment, n_sets)
     assert (error_found / error - 1).abs().max() <= 2e-4
+    if dtype == torch.float32:
+        # single precision rounds in units of the largest coordinates, and some vary a fiftieth as much
+        error = error.square().mean(1, keepdim=True).sqrt().expand_as(error)
     # the jackknife subtracts n - 1 times the mean
     assert ((total_found - total).abs() / error).max() <= 2e-3
     # and each cell on its own

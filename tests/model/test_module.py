@@ -92,8 +92,9 @@ def test_skeleton_gives_large_populations_their_own_moments(cells):
     torch.testing.assert_close(mean[0], u.mean(0), rtol=0.01, atol=0.02)
 
 
-def test_losses_are_finite_and_their_gradients_reach_encoder_and_generator(cells):
-    module = make_module(cells)
+@pytest.mark.parametrize("encoder", ["transport", "attention"])
+def test_losses_are_finite_and_their_gradients_reach_encoder_and_generator(cells, encoder):
+    module = make_module(cells, encoder=encoder)
     terms = module.population_loss(make_batch(cells), torch.Generator().manual_seed(0))
     assert set(terms) == {"loss", "generator", "isometry"}
     assert all(torch.isfinite(value) and value.ndim == 0 for value in terms.values())
@@ -188,8 +189,31 @@ def test_learning_rate_rises_then_falls_to_next_to_nothing():
     assert 0 < rate[-1] < 1e-3 and rate[0] < 0.1
 
 
+@pytest.mark.parametrize("encoder", ["residual", "shape"])
+def test_closed_forms_are_not_corrected_towards_the_noise_of_their_own_targets(cells, encoder):
+    module = make_module(cells, encoder=encoder)
+    assert module.set_encoder.is_closed and float(module.set_encoder.gate) < 1e-40
+    with torch.no_grad():
+        for p in module.set_encoder.parameters():
+            p.add_(0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(0)))
+    batch = make_batch(cells)
+    module.set_encoder.close()
+    straight, _ = module.set_encoder.straight_and_correction(batch["u_mean"], batch["segment"], None, K)
+    torch.testing.assert_close(module.set_encoder(batch["u_mean"], batch["segment"], n_sets=K), straight)
+    module.population_loss(batch, torch.Generator().manual_seed(0))["loss"].backward()
+    assert all(p.grad is None for p in module.set_encoder.parameters())
+
+
+@pytest.mark.parametrize(("n", "closed"), [(8, True), (K, False)])
+def test_no_correction_where_too_few_populations_could_check_it(cells, n, closed):
+    module = GDEModule(ContinuousModel(3), n_embedding=12, n_hidden=16, encoder="transport")
+    chosen = cells[1] < n
+    fit_populations(module, cells[0][chosen], cells[1][chosen], torch.ones(n, dtype=torch.bool))
+    assert module.set_encoder.is_closed == closed
+
+
 def test_correction_learns_from_some_populations_and_its_gate_from_the_others(cells, monkeypatch):
-    module = make_module(cells)
+    module = make_module(cells, encoder="transport")
     with torch.no_grad():  # off its start, where a correction of zero gives the gate nothing to learn from
         module.set_encoder.residual[-1].weight.normal_(std=0.1, generator=torch.Generator().manual_seed(0))
 
@@ -220,7 +244,7 @@ def test_gate_closes_unless_the_correction_takes_away_much_of_the_error(share, c
     monkeypatch.setattr(
         "scgde._module_sets.held_out_sets", lambda sources, *_: torch.ones(len(sources), dtype=torch.bool)
     )
-    module, batch = make_module(cells), make_batch(cells)
+    module, batch = make_module(cells, encoder="transport"), make_batch(cells)
     encoder = module.set_encoder
     right = encoder.straight_and_correction(batch["u_mean"], batch["segment"], None, K)[0].detach()
     wrong = right + 0.2 * right.std() * torch.randn(right.shape, generator=torch.Generator().manual_seed(0))

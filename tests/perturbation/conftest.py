@@ -38,7 +38,7 @@ def features(screen):
 
 @pytest.fixture(scope="session")
 def model(split, quick_model):
-    return quick_model(split[0], n_latent=5, n_embedding=24, train_options={"max_epochs": 20})
+    return quick_model(split[0], n_latent=5, n_embedding=20, train_options={"max_epochs": 20})
 
 
 @pytest.fixture(scope="session")

@@ -27,7 +27,7 @@ def train(screen, quick_model, joint, max_epochs=12):
     options = {"max_epochs": max_epochs}
     if joint is not None:
         options["plan_kwargs"] = {"auxiliary": joint}
-    return quick_model(screen.copy(), n_latent=5, n_embedding=24, geometry="emergent", train_options=options)
+    return quick_model(screen.copy(), n_latent=5, n_embedding=20, geometry="emergent", train_options=options)
 
 
 def unpredicted(model, features):

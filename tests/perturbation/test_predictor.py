@@ -69,7 +69,7 @@ class TestSituations:
     def test_additive_is_a_baseline_of_unseen_combinations(self, screen, quick_model):
         adata = screen[screen.obs["context"] == "context_0"].copy()
         held = (adata.obs["perturbation"] == "p4+p5").to_numpy()
-        model = quick_model(adata[~held].copy(), n_latent=5, n_embedding=24)
+        model = quick_model(adata[~held].copy(), n_latent=5, n_embedding=20)
         rows = PerturbationPredictor(model, **KEYS).fit().evaluate(adata[held].copy(), per_population=True)
         assert set(rows["situation"]) == {"combination"}
         assert {"additive", "linear", "latent shift"} < set(rows["method"])
@@ -150,14 +150,14 @@ class TestCells:
 
     @pytest.mark.parametrize("generator", ["vae", "diffusion"])
     def test_other_generators(self, split, quick_model, generator):
-        model = quick_model(split[0].copy(), n_latent=5, n_embedding=24, generator=generator)
+        model = quick_model(split[0].copy(), n_latent=5, n_embedding=20, generator=generator)
         cells = PerturbationPredictor(model, **KEYS).fit().predict("p0", "context_2", n_cells=10, seed=0)
         assert np.isfinite(cells.X.toarray()).all()
 
     def test_continuous_rows(self, split, quick_model):
         train = split[0].copy()
         train.obsm["X_true_latent"] = train.obsm["X_true_latent"].astype(np.float32)
-        model = quick_model(train, {"obsm_key": "X_true_latent"}, n_embedding=24, train_options={"max_epochs": 10})
+        model = quick_model(train, {"obsm_key": "X_true_latent"}, n_embedding=20, train_options={"max_epochs": 10})
         predictor = PerturbationPredictor(model, **KEYS).fit()
         cells = predictor.predict("p0", "context_2", n_cells=100, seed=0)
         truth = split[1][split[1].obs["population"] == "context_2|p0"]
@@ -180,7 +180,7 @@ class TestDose:
         adata.obs["dose"] = adata.obs["perturbation"].map({"control": 0.0, "p0": 1.0, "p2": 10.0, "p4": 100.0})
         adata.obs["perturbation"] = adata.obs["perturbation"].replace({"p2": "drug", "p0": "drug", "p4": "drug"})
         adata.obs["population"] = adata.obs["context"].astype(str) + "|" + adata.obs["dose"].astype(str)
-        model = quick_model(adata, n_latent=5, n_embedding=24)
+        model = quick_model(adata, n_latent=5, n_embedding=20)
         return PerturbationPredictor(model, dose_key="dose", **KEYS).fit()
 
     def test_doses_that_were_seen_and_between(self, dosed):
@@ -225,7 +225,7 @@ class TestFiles:
     def test_other_models_and_damaged_files_are_refused(self, predictor, model, split, quick_model, tmp_path):
         path = tmp_path / "p"
         predictor.save(str(path))
-        other = quick_model(split[0].copy(), n_latent=5, n_embedding=24)
+        other = quick_model(split[0].copy(), n_latent=5, n_embedding=20)
         with pytest.raises(ValueError, match="another model"):
             PerturbationPredictor.load(str(path), other)
         (path / "model.pt").write_bytes(b"no model")
@@ -381,7 +381,7 @@ class TestBadInput:
 def test_replicates_are_joined_and_say_how_much_they_differ(screen, quick_model):
     adata = screen[screen.obs["context"] == "context_0"].copy()
     adata.obs["rep"] = np.where(np.arange(adata.n_obs) % 2, "a", "b")
-    model = quick_model(adata, {"population_key": ["perturbation", "rep"]}, n_latent=5, n_embedding=24)
+    model = quick_model(adata, {"population_key": ["perturbation", "rep"]}, n_latent=5, n_embedding=20)
     predictor = PerturbationPredictor(model, "perturbation", "control").fit()
     design = predictor._design
     assert len(design.contexts) == screen.obs["perturbation"].nunique()
@@ -395,7 +395,7 @@ def test_replicates_are_joined_and_say_how_much_they_differ(screen, quick_model)
 def test_numeric_labels_and_a_column_that_is_no_population_key(screen, quick_model):
     adata = screen[~screen.obs["perturbation"].str.contains("+", regex=False)].copy()
     adata.obs["code"] = adata.obs["perturbation"].map({"control": 0} | {f"p{i}": i + 1 for i in range(6)}).astype(int)
-    model = quick_model(adata, n_latent=5, n_embedding=24)
+    model = quick_model(adata, n_latent=5, n_embedding=20)
     predictor = PerturbationPredictor(model, "code", 0, "context").fit()
     assert predictor.perturbations == ["1", "2", "3", "4", "5", "6"]
     cells = predictor.predict(3, "context_0", n_cells=4, seed=0)

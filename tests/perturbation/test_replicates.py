@@ -122,7 +122,7 @@ def screen():
 def predictor(screen, quick_model):
     """Has not seen the last guide of p2."""
     known = screen[screen.obs["guide"] != "p2_c"].copy()
-    model = quick_model(known, n_latent=5, n_embedding=24, setup={"population_key": ["target", "guide"]})
+    model = quick_model(known, n_latent=5, n_embedding=20, setup={"population_key": ["target", "guide"]})
     return PerturbationPredictor(model, **KEYS).fit()
 
 
@@ -145,14 +145,14 @@ class TestCells:
         assert len(own) == own["gde_source_cell"].nunique() == 45
 
     def test_a_pair_with_one_population_is_not_handed_back(self, screen, quick_model):
-        model = quick_model(screen, n_latent=5, n_embedding=24, setup={"population_key": "target"})
+        model = quick_model(screen, n_latent=5, n_embedding=20, setup={"population_key": "target"})
         cells = PerturbationPredictor(model, **KEYS).fit().predict("p0", n_cells=30, seed=0)
         assert set(cells.obs["gde_start"]) == {"control"}
 
     def test_cells_of_no_population_are_no_replicate(self, screen, quick_model):
         known = screen.copy()
         known.obs["guide"] = known.obs["guide"].where(np.arange(known.n_obs) % 4 > 0)
-        model = quick_model(known, n_latent=5, n_embedding=24, setup={"population_key": ["target", "guide"]})
+        model = quick_model(known, n_latent=5, n_embedding=20, setup={"population_key": ["target", "guide"]})
         cells = PerturbationPredictor(model, **KEYS).fit().predict("p0", n_cells=100, seed=0)
         own = cells.obs["gde_source_cell"][cells.obs["gde_start"] == "perturbed"].astype(str)
         assert known.obs.loc[own, "guide"].notna().all()
@@ -231,7 +231,7 @@ def test_a_dose_in_single_precision_is_the_same_dose(screen, quick_model):
     known = screen[screen.obs["guide"].str[-1] != "c"].copy()
     dose = np.where(known.obs["guide"].str[-1] == "a", 0.1, 0.7).astype(np.float32)
     known.obs["dose"] = np.where(known.obs["target"] == "control", np.float32(0), dose)
-    model = quick_model(known, n_latent=5, n_embedding=24, setup={"population_key": ["target", "dose"]})
+    model = quick_model(known, n_latent=5, n_embedding=20, setup={"population_key": ["target", "dose"]})
     predictor = PerturbationPredictor(model, dose_key="dose", **KEYS).fit()
     frame = predictor.predict_embedding("p0", dose=[0.1, 0.7, float(np.float32(0.7))])
     assert frame.attrs["extrapolated"] == [False] * 3

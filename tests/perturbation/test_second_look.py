@@ -14,7 +14,7 @@ class TestSecondLook:
 
     def test_one_context_is_taken_over_as_it_is(self, screen, quick_model, scgde_log):
         adata = screen[screen.obs["context"] == "context_0"].copy()
-        predictor = PerturbationPredictor(quick_model(adata, n_latent=5, n_embedding=24), **KEYS).fit()
+        predictor = PerturbationPredictor(quick_model(adata, n_latent=5, n_embedding=20), **KEYS).fit()
         other = screen[screen.obs["context"] == "context_1"].copy()
         shift = predictor._shifts.shift[predictor._shifts.rows["p0",]["context_0"][None]]
         z = predictor.predict_embedding("p0", "context_1", adata=other)
@@ -29,7 +29,7 @@ class TestSecondLook:
     def test_cells_of_the_test_part_have_no_part_in_the_fit(self, screen, quick_model):
         adata = screen[screen.obs["context"] == "context_0"].copy()
         adata.obs["part"] = np.where(np.arange(adata.n_obs) % 3 == 0, "test", "train")
-        model = quick_model(adata, n_latent=5, n_embedding=24, train_options={"max_epochs": 2, "split_key": "part"})
+        model = quick_model(adata, n_latent=5, n_embedding=20, train_options={"max_epochs": 2, "split_key": "part"})
         first = PerturbationPredictor(model, **KEYS).fit()
         test = (adata.obs["part"] == "test").to_numpy()
         x = adata.X.toarray()
@@ -54,7 +54,7 @@ class TestSecondLook:
         adata.obs["perturbation"] = np.where(
             single & (names != "p5"), names + "+control", np.where(names == "p5", "p5+p5", names)
         )
-        model = quick_model(adata, {"population_key": "perturbation"}, n_latent=5, n_embedding=24)
+        model = quick_model(adata, {"population_key": "perturbation"}, n_latent=5, n_embedding=20)
         predictor = PerturbationPredictor(model, **KEYS).fit()
         assert predictor.perturbations[:6] == [f"p{i}" for i in range(6)]
         assert predictor.predict_embedding("p0").attrs["situation"] == ["seen"]
@@ -66,7 +66,7 @@ class TestSecondLook:
             screen.copy(),
             {"population_key": ["context", "perturbation"]},
             n_latent=5,
-            n_embedding=24,
+            n_embedding=20,
             train_options={"max_epochs": 2},
         )
         predictor = PerturbationPredictor(model, **KEYS).fit()
@@ -84,14 +84,14 @@ class TestSecondLook:
         adata.obs.iloc[p0[::2], list(adata.obs.columns).index("dose")] = 10.0
         adata.obs["population"] = adata.obs["perturbation"].astype(str) + adata.obs["dose"].astype(str)
         predictor = PerturbationPredictor(
-            quick_model(adata, n_latent=5, n_embedding=24), "perturbation", "control", dose_key="dose"
+            quick_model(adata, n_latent=5, n_embedding=20), "perturbation", "control", dose_key="dose"
         ).fit()
         assert predictor.predict_embedding("p0+p4", dose=1).attrs["situation"] == ["combination"]
         assert [n for n in predictor.get_perturbation_adata().obs_names if n.startswith("p0@")] == ["p0@1", "p0@10"]
 
     def test_parts_that_were_seen_in_combinations_only(self, screen, quick_model):
         adata = screen[(screen.obs["context"] == "context_0") & (screen.obs["perturbation"] != "p5")].copy()
-        predictor = PerturbationPredictor(quick_model(adata, n_latent=5, n_embedding=24), **KEYS).fit()
+        predictor = PerturbationPredictor(quick_model(adata, n_latent=5, n_embedding=20), **KEYS).fit()
         for asked in ("p5", "p0+p5"):
             assert predictor.predict_embedding(asked).attrs["situation"] == ["combination"]
 
@@ -129,7 +129,7 @@ def test_targets_among_the_genes_change_their_own_gene_first(screen, quick_model
     adata.X = type(adata.X)(x.astype(np.float32))
     adata.obs["population"] = adata.obs["context"].astype(str) + "|" + adata.obs["perturbation"]
     held = (adata.obs["perturbation"] == "gene_0").to_numpy()
-    model = quick_model(adata[~held].copy(), n_latent=5, n_embedding=24)
+    model = quick_model(adata[~held].copy(), n_latent=5, n_embedding=20)
     predictor = PerturbationPredictor(model, **KEYS).fit()
     assert predictor.features.shape[0] == adata.n_vars
     cells = predictor.predict("gene_0", "context_0", n_cells=None, seed=0)

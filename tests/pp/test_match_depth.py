@@ -5,7 +5,6 @@ from scipy.stats import ks_2samp
 
 import scgde
 from scgde.observations.thinning import matching_shares, thin_counts
-from scgde.pp._depth import warn_of_unequal_depth
 
 
 @pytest.fixture
@@ -70,10 +69,3 @@ def test_what_cannot_be_matched_is_an_error(lanes):
     lanes.X = lanes.X * 0.5
     with pytest.raises(ValueError, match="raw counts"):
         scgde.pp.match_depth(lanes, "lane")
-
-
-def test_only_depths_that_differ_two_fold_warn(recwarn):
-    warn_of_unequal_depth("a", "b", (np.array([1000, 1100]), np.array([600, 700])))
-    assert not recwarn
-    with pytest.warns(UserWarning, match="'a' have 1,050 reads and those of 'b' 500"):
-        warn_of_unequal_depth("a", "b", (np.array([1000, 1100]), np.array([500])))

@@ -49,7 +49,9 @@ def test_vectors_do_not_know_the_populations(trained):
     cells.obs["population"] = labels
     cells.obs_names_make_unique()
     pairs = [sorted({label for label in labels if label[0] == side}) for side in "ab"]
-    table = scgde.tl.test_populations(trained, *pairs, adata=cells, n_permutations=2000, seed=0)
+    table = scgde.tl.test_populations(
+        trained, *pairs, adata=cells, block_key=False, match_depth=False, n_permutations=2000, seed=0
+    )
     # vectors are the same ones in every split: the splits are the permutation distribution itself
     statistic = table["statistic"].to_numpy()
     assert statistic.mean() == pytest.approx(1, rel=1e-4)
@@ -64,8 +66,9 @@ def test_populations_against_a_control(trained):
     table = scgde.tl.test_populations(trained, control=control, n_permutations=199, seed=1)
     assert list(table.columns) == [
         *("source", "target", "n_source", "n_target"),
-        *("distance", "statistic", "p_value", "p_adjusted"),
+        *("distance", "statistic", "p_value", "p_adjusted", "matched_depth"),
     ]
+    assert table.attrs == {"representation": "components", "block_key": "batch"}
     assert list(table["source"]) == [label for label in known if label != control]
     assert (table["target"] == control).all() and (table["n_source"] == sizes[table["source"]].to_numpy()).all()
     distances = trained.get_population_distances(bias_correction=True)
@@ -88,6 +91,73 @@ def test_sides_are_alike_and_pairs_can_be_listed(trained):
     assert one["statistic"][0] == pytest.approx(table["statistic"][2], rel=1e-4)
     some = scgde.tl.test_populations(trained, [b, c], control=a, n_permutations=19, seed=0)
     assert list(some["target"]) == [a, a]
+
+
+@pytest.fixture(scope="module")
+def one_law():
+    """Twelve populations of one law that a model was trained on, as long as by default, and as many fresh ones."""
+    source = scgde.datasets.simulate_populations(
+        2, design="independent", cells_per_population=(10, 10), n_genes=60, seed=7
+    )
+    drawn = []
+    for start in (100, 500):
+        parts = [scgde.datasets.simulate_cells(source, "population_0", 50, seed=start + k) for k in range(12)]
+        for k, part in enumerate(parts):
+            part.obs["population"] = f"guide_{k:02d}"
+        drawn.append(ad.concat(parts))
+        drawn[-1].obs_names_make_unique()
+    scgde.GDEModel.setup_anndata(drawn[0])
+    model = scgde.GDEModel(drawn[0])
+    model.train(seed=0, enable_progress_bar=False, accelerator="cpu")
+    return model, drawn[1]
+
+
+@pytest.mark.parametrize("which", ["trained", "fresh"])
+def test_populations_that_trained_the_model_are_not_different_for_it(one_law, which):
+    model, fresh = one_law
+    adata = None if which == "trained" else fresh
+    labels = [f"guide_{k:02d}" for k in range(12)]
+    sources, targets = zip(*combinations(labels, 2), strict=True)
+    table = scgde.tl.test_populations(
+        model, list(sources), list(targets), adata=adata, n_permutations=99, correction=None, seed=0
+    )
+    # 66 pairs of 12 populations; with what training learned from labels, all of them were found
+    assert (table["p_value"] <= 0.05).mean() < 0.2
+    distance, error = model.get_population_distances(adata, return_std=True)
+    pairs = np.triu_indices(12, 1)
+    beyond = distance.to_numpy()[pairs] > 2 * error.to_numpy()[pairs]
+    assert beyond.mean() < 0.2
+
+
+def test_depths_are_matched_where_they_differ(trained):
+    largest = trained.adata.obs["population"].value_counts().idxmax()
+    cells = trained.adata[(trained.adata.obs["population"] == largest).to_numpy()].copy()
+    cells = ad.concat([cells] * 3)
+    cells.obs_names_make_unique()
+    rng = np.random.default_rng(0)
+    deep = rng.permutation(cells.n_obs) < cells.n_obs // 2
+    counts = cells.X.toarray()
+    counts[~deep] = rng.binomial(counts[~deep].astype(int), 0.3)
+    cells.X = counts.astype(np.float32)
+    cells.obs["population"] = np.where(deep, "deep", "shallow")
+
+    def p_value(**options):
+        return scgde.tl.test_populations(trained, "deep", "shallow", adata=cells, seed=0, **options).iloc[0]
+
+    assert p_value(match_depth=False)["p_value"] <= 0.01
+    row = p_value()
+    assert row["matched_depth"] and row["p_value"] > 0.05
+
+
+def test_pairs_of_different_batches_have_no_p_value_unless_blocks_are_ignored(trained):
+    cells = trained.adata[:200].copy()
+    cells.obs["population"] = np.where(cells.obs["batch"] == "batch_0", "one", "two")
+    with pytest.warns(UserWarning, match="block_key=False"):
+        table = scgde.tl.test_populations(trained, "one", "two", adata=cells, seed=0)
+    assert table["p_value"].isna().all()
+    assert (
+        scgde.tl.test_populations(trained, "one", "two", adata=cells, block_key=False, seed=0)["p_value"].notna().all()
+    )
 
 
 @pytest.mark.parametrize("encoder", ["mean", "kernel_mean"])

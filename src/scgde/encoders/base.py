@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from scgde.spectrum import SpectrumShrinkage
 
 
+CLOSED = -100.0
+"""Logit of a gate that is closed for good: nothing of any correction is left, and files hold finite numbers only."""
+
 _COST_PER_PASS = 2**25
 _CELLS_PER_BLOCK = 2**16
 
@@ -233,7 +236,7 @@ class GatedEncoder(SetEncoder):
     def close(self) -> None:
         """Leave the correction out for good: nothing that is trained could tell whether it helps."""
         with torch.no_grad():
-            self.gate_logit.fill_(-torch.inf)
+            self.gate_logit.fill_(CLOSED)
         self.gate_logit.requires_grad_(False)
 
     def learning_rate_factor(self, name: str) -> float:

@@ -1,8 +1,7 @@
-"""Counts of fewer reads, by binomial thinning."""
+"""Groups of cells with the same depths, by binomial thinning."""
 
 from __future__ import annotations
 
-import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,9 +15,6 @@ if TYPE_CHECKING:
 
     from anndata import AnnData
 
-MAX_RATIO = 2.0
-"""Ratio of median depths of two populations above which a comparison warns."""
-
 
 def match_depth(
     adata: AnnData,
@@ -30,9 +26,8 @@ def match_depth(
 ) -> AnnData:
     """Thin the counts of groups of cells to one common distribution of sequencing depth.
 
-    Every group keeps the order of its cells by depth. At each quantile all come down to the group with fewest reads there, by
-    binomial thinning; no cell gets more reads. Sort out first what is no difference of depth: large cells have more reads too, and
-    lose them here.
+    Every group keeps the order of its cells by depth. At each quantile all come down to the group with fewest reads
+    there, by binomial thinning; no cell gets more reads. Large cells have more reads too, and lose them here.
 
     Parameters
     ----------
@@ -100,15 +95,3 @@ def match_depth(
     else:
         result.layers[layer] = thinned
     return result
-
-
-def warn_of_unequal_depth(source: str, target: str, totals: tuple[np.ndarray, np.ndarray], stacklevel: int = 3) -> None:
-    """Warn if the median depths of the cells of two populations differ more than :data:`MAX_RATIO`-fold."""
-    one, two = (max(float(np.median(t)), 1.0) for t in totals)
-    if max(one, two) <= MAX_RATIO * min(one, two):
-        return
-    message = (
-        f"Cells of {source!r} have {one:,.0f} reads and those of {target!r} {two:,.0f} (medians): part of their difference may be "
-        "one of sequencing depth. Thin them to the same depths (scgde.pp.match_depth) before they are compared."
-    )
-    warnings.warn(message, UserWarning, stacklevel=stacklevel)
