@@ -15,7 +15,7 @@ from scipy import stats
 from scipy.spatial.distance import pdist, squareform
 
 from scgde import pl
-from scgde.pl._population import confidence_ellipses, principal_axes
+from scgde.pl._population import axes_beyond_noise, confidence_ellipses, principal_axes
 
 N_EMBEDDING = 32
 
@@ -109,6 +109,34 @@ def test_ellipse_with_few_cells_is_hotellings_region():
     assert radius[2] == pytest.approx(expected)
     assert radius[1] > radius[2] > radius[3]
     assert radius[3] == pytest.approx(np.sqrt(stats.chi2.ppf(0.95, 2)), rel=1e-4)
+
+
+def test_maps_do_not_draw_noise_as_structure():
+    rng = np.random.default_rng(0)
+    error = rng.uniform(0.05, 0.3, size=(1, 40)) * rng.uniform(0.7, 1.3, size=(12, 1))
+
+    def share_inside(axes, x):
+        points = (x - x.mean(0)) @ axes[:, :2]
+        cov = np.einsum("ki,pk,kj->pij", axes[:, :2], error**2, axes[:, :2])
+        return np.mean(np.einsum("pi,pij,pj->p", points, np.linalg.inv(cov), points) <= 5.99)
+
+    inside, plain, kept = [], [], []
+    for _ in range(40):
+        x = rng.normal(size=(12, 40)) * error
+        axes, _, n = axes_beyond_noise(x, error)
+        assert np.allclose(axes.T @ axes, np.eye(12))
+        inside.append(share_inside(axes, x))
+        plain.append(share_inside(principal_axes(x)[0], x))
+        kept.append(n)
+    # 95 % ellipses around populations of one law hold their common mean; along plain principal axes most do not
+    assert np.mean(inside) > 0.9 > 0.75 > np.mean(plain)
+    assert np.mean(np.array(kept) > 0) < 0.2
+    # one true direction is kept, and it is the first
+    x = rng.normal(size=(12, 40)) * error
+    x[:, 3] += 3 * rng.normal(size=12)
+    axes, share, n = axes_beyond_noise(x, error)
+    assert n == 1 and abs(axes[3, 0]) > 0.9 and share[0] > 0.5
+    assert axes_beyond_noise(x, np.full(x.shape, np.nan))[2] == 12
 
 
 def test_ellipses_cover_the_projected_truth_in_95_percent_of_draws():

@@ -24,7 +24,8 @@ class ResidualEncoder(PooledEncoder, GatedEncoder):
     The pooled features of a set are its first and second moments and a learned summary ``g``. Mean and root of the covariance
     are laid out as one vector ``v`` whose Euclidean distance approximates Wasserstein-2, and
     ``z = P'(v - centre) + gate r(v, g)``. The columns of ``P`` are the mean in full and the leading axes of the spread of sets that
-    are made without labels, scaled by the square root of their reliability (:class:`~scgde.encoders._axes.ReliableAxes`). ``r`` starts
+    are made without labels: the mean scaled by the square root of its reliability, the spread by a power of its reliability between
+    that and one (:class:`~scgde.encoders._axes.ReliableAxes`). ``r`` starts
     at zero. In isometric geometry it stays there: it did not help populations that it was not trained on. Before any
     training the encoder is thus the strongest of the free baselines, and better than it where populations are small. Eigenvalues of
     the covariance are drawn together first (:class:`~scgde.spectrum.SpectrumShrinkage`).
@@ -197,6 +198,10 @@ class ResidualEncoder(PooledEncoder, GatedEncoder):
         n_spread = min(m - d, self.n_embedding)
         axes = ReliableAxes.fit(free, a, b, [(0, d, d, LEAST_GAIN), (d, m, n_spread, LEAST_GAIN)], ratio)
         gain = axes.gain.clone()
+        # The root of its reliability keeps distances as long as they are without noise. But beside means that say more, the noise of
+        # the spread only hides them: it is drawn in up to the reliability itself, the more the larger the means' share of differences.
+        signal = [(a * b)[:, block].sum().clamp_min(0.0) for block in (slice(0, d), slice(d, m))]
+        gain[d:] **= 1 + float(signal[0] / (signal[0] + signal[1]).clamp_min(1e-12))
         # shrunk roots are shorter, and distances would be
         roots = [sqrtm_psd(self._cov(part)).flatten(1) for part in parts]
         longer = length_ratio(roots[0], roots[1], a[:, d:], b[:, d:])

@@ -60,6 +60,43 @@ def principal_axes(x: NDArray[np.floating]) -> tuple[NDArray[np.floating], NDArr
     return (vt * signs[:, None]).T, singular**2 / total if total > 0 else np.zeros_like(singular)
 
 
+def axes_beyond_noise(
+    x: NDArray[np.floating], standard_error: NDArray[np.floating]
+) -> tuple[NDArray[np.floating], NDArray[np.floating], int]:
+    """Principal axes of the rows of `x` as far as they hold more than noise, then axes that the rows had no part in.
+
+    Principal axes of populations of one law are the directions in which noise happens to be largest: a map of them would show
+    structure, with populations outside of each other's ellipses. An axis counts as long as the variance along it is beyond 95 % of
+    draws with nothing but noise of the given standard errors. The others are coordinates, the noisiest first, orthogonal to these.
+
+    Parameters
+    ----------
+    x, standard_error
+        ``(n, d)``.
+
+    Returns
+    -------
+    Axes ``(d, min(n, d))`` as orthonormal columns, the share of the variance along each, and the number of principal axes among them.
+    """
+    axes, share = principal_axes(x)
+    error = standard_error[np.isfinite(standard_error).all(axis=1)]
+    if len(error) < 2:
+        return axes, share, axes.shape[1]
+    rng = np.random.default_rng(0)
+    total = float(np.square(x - x.mean(axis=0)).sum())
+    draws = np.zeros((40, axes.shape[1]))
+    for draw in draws:
+        noise = rng.standard_normal(x.shape) * error[np.arange(len(x)) % len(error)]
+        draw[:] = np.square(np.linalg.svd(noise - noise.mean(axis=0), compute_uv=False))
+    n = int(np.cumprod(share * total > np.quantile(draws, 0.95, axis=0)).sum())
+    others = np.eye(x.shape[1])[:, np.argsort(-np.square(error).mean(axis=0), kind="stable")]
+    basis, _ = np.linalg.qr(np.concatenate([axes[:, :n], others], axis=1))
+    basis = basis[:, : axes.shape[1]]
+    basis[:, :n] = axes[:, :n]
+    moved = np.square((x - x.mean(axis=0)) @ basis).sum(axis=0)
+    return basis, moved / total if total > 0 else share, n
+
+
 def confidence_ellipses(
     standard_error: NDArray[np.floating],
     axes: NDArray[np.floating],
@@ -132,7 +169,8 @@ def population_embedding(
     pop
         AnnData of populations, as returned by :meth:`scgde.GDEModel.get_population_adata`.
     basis
-        ``"pca"``: principal axes of the embeddings, computed here. ``"X_gde"``: two coordinates of the embedding as
+        ``"pca"``: principal axes of the embeddings, computed here, as far as populations differ along them by more than their standard
+        errors explain; other axes are labelled ``within noise``, and populations of one law overlap there. ``"X_gde"``: two coordinates of the embedding as
         they are. ``"umap"``: ``obsm["X_umap"]``, which ``sc.pp.neighbors(pop, use_rep="X_gde")`` and
         ``sc.tl.umap(pop)`` write. In the first two, distances on the page are projections of the distances between
         embeddings, and both axes share one scale; in a UMAP distances mean little.
@@ -257,8 +295,10 @@ def _project(pop: AnnData, basis: str, dimensions: tuple[int, int]) -> Projectio
         raise ValueError(msg)
     axes: NDArray[np.floating] = np.eye(values.shape[1])
     share: NDArray[np.floating] = np.zeros(0)
+    n_axes = values.shape[1]
     if basis == "pca":
-        axes, share = principal_axes(values)
+        error = pop.layers["standard_error"] if "standard_error" in pop.layers else np.full(values.shape, np.nan)
+        axes, share, n_axes = axes_beyond_noise(values, np.asarray(error, dtype=float))
         values = (values - values.mean(axis=0)) @ axes
     chosen = list(dimensions)
     if len(chosen) != 2 or chosen[0] == chosen[1] or not all(0 <= dim < values.shape[1] for dim in chosen):
@@ -266,11 +306,13 @@ def _project(pop: AnnData, basis: str, dimensions: tuple[int, int]) -> Projectio
             f"dimensions={dimensions} must be two different integers from 0 to {values.shape[1] - 1} (basis={basis!r})."
         )
         raise ValueError(msg)
-    first, second = (_dimension_label(basis, dim, share) for dim in chosen)
+    first, second = (_dimension_label(basis, dim, share, n_axes) for dim in chosen)
     return Projection(values[:, chosen], None if basis == "umap" else axes[:, chosen], (first, second))
 
 
-def _dimension_label(basis: str, dim: int, share: NDArray[np.floating]) -> str:
+def _dimension_label(basis: str, dim: int, share: NDArray[np.floating], n_axes: int) -> str:
+    if basis == "pca" and dim >= n_axes:
+        return f"within noise ({share[dim]:.0%} of variance)"
     if basis == "pca":
         return f"PC{dim + 1} ({share[dim]:.0%} of variance)"
     return f"UMAP{dim + 1}" if basis == "umap" else f"GDE_{dim}"
