@@ -15,7 +15,8 @@ from scipy import stats
 from scipy.spatial.distance import pdist, squareform
 
 from scgde import pl
-from scgde.pl._population import axes_beyond_noise, confidence_ellipses, principal_axes
+from scgde.pl._axes import axes_beyond_noise, principal_axes
+from scgde.pl._population import confidence_ellipses
 
 N_EMBEDDING = 32
 

@@ -8,7 +8,7 @@ import numpy as np
 from scipy import sparse
 
 from . import _style
-from ._population import principal_axes
+from ._axes import principal_axes
 
 if TYPE_CHECKING:
     from anndata import AnnData
