@@ -6,7 +6,7 @@ ones. Parts:
 ``null``      all populations have one law
 ``twins``     different laws, each cut into two populations; pairs are the two of one law
 ``encoders``  one law, with every set encoder
-``errors``    different laws: coverage of 95 % intervals of the embedding against that of 10,000 cells of the law, and RMS error
+``errors``    different laws: coverage of 95 % intervals of the embedding against that of 5,000 cells of the law, and RMS error
 ``real``      real control cells at random as fake perturbations among the real ones, and targets that are found
 ``power``     shifts of mean, spread and proportions, against permutation of the energy distance between components of all cells
 
@@ -15,6 +15,8 @@ Shares are of pairs; intervals are over data sets, which pairs of one data set a
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import anndata as ad
 import numpy as np
 import pandas as pd
@@ -22,11 +24,19 @@ from _common import options, quiet_train, report, seeds
 from scipy.spatial.distance import cdist
 from scipy.stats import false_discovery_control
 from scipy.stats import t as student
-from two_sample import SHARES, changed
 
 import scgde
 from scgde.encoders import ENCODERS
 from scgde.inference import encode_components
+
+# shares of cells of a changed law that put power between its limits, by number of cells
+SHARES = {
+    "mean": {30: 0.8, 100: 0.45, 300: 0.25},
+    "narrower": {30: 1.0, 100: 0.6, 300: 0.35},
+    "wider": {30: 1.0, 100: 0.6, 300: 0.35},
+    "turned": {30: 1.0, 100: 0.6, 300: 0.35},
+    "mixture": {30: 0.2, 100: 0.1, 300: 0.05},
+}
 
 PERMUTATIONS = 199
 DESIGNS = ((6, 30), (6, 100), (6, 400), (12, 30), (12, 100), (12, 400), (30, 30), (30, 100), (30, 400))
@@ -204,46 +214,70 @@ def real(seed: int, arguments) -> list[dict]:
     return rows
 
 
+def changed(truth: dict, law: int, kind: str, other: int, rng: np.random.Generator) -> dict:
+    """The simulation with one law changed: its mean moved by .5, its covariance halved, widened by half, or exchanged for another
+    one of the same trace; or an unrelated law in its place (``mixture``)."""
+    truth = deepcopy(truth)
+    mean, covariance = truth["mean"], truth["covariance"]
+    if kind == "mean":
+        line = rng.normal(size=mean.shape[1])
+        mean[law] += 0.5 * line / np.linalg.norm(line)
+    elif kind == "turned":
+        covariance[law] = covariance[other] * np.trace(covariance[law]) / np.trace(covariance[other])
+    elif kind == "mixture":
+        mean[law], covariance[law] = mean[other], covariance[other]
+    else:
+        covariance[law] *= {"narrower": 0.5, "wider": 1.5}[kind]
+    return truth
+
+
+def alternatives(source: ad.AnnData, n: int, n_laws: int, seed: int) -> tuple[ad.AnnData, list[tuple[str, str, str]]]:
+    """Controls of some laws and, for each, populations with a share of cells of a changed law; kinds and labels of the pairs."""
+    rng = np.random.default_rng([seed, n])
+    parts, pairs = [], []
+
+    def draw(cells: ad.AnnData, law: int, m: int, label: str) -> None:
+        drawn = scgde.datasets.simulate_cells(cells, f"population_{law}", m, seed=int(rng.integers(2**31)))
+        drawn.obs["population"] = label
+        parts.append(drawn)
+
+    for law in range(n_laws):
+        draw(source, law, n, f"law_{law}")
+        for kind, shares in SHARES.items():
+            other = source[:1].copy()
+            other.uns["simulation"] = changed(source.uns["simulation"], law, kind, law + n_laws, rng)
+            moved = int(rng.binomial(n, shares[n]))
+            label = f"{kind}_{law}"
+            for cells, m in ((source, n - moved), (other, moved)):
+                if m:
+                    draw(cells, law, m, label)
+            pairs.append((kind, label, f"law_{law}"))
+    joint = ad.concat(parts)
+    joint.obs_names = [str(i) for i in range(joint.n_obs)]
+    return joint, pairs
+
+
 def power(seed: int, arguments) -> list[dict]:
     """Pairs of a control and of changed populations, all of which train the model."""
     source = scgde.datasets.simulate_populations(
         20, design="independent", cells_per_population=(10, 10), n_genes=200, seed=seed
     )
-    truth = source.uns["simulation"]
-    rng = np.random.default_rng(seed)
-    rows = []
+    rng, rows = np.random.default_rng(seed), []
     for n in (30, 100, 300):
-        parts, pairs = [], []
-        for law in range(8):
-            control = f"law_{law}"
-            cells = scgde.datasets.simulate_cells(source, f"population_{law}", n, seed=int(rng.integers(2**31)))
-            cells.obs["population"] = control
-            parts.append(cells)
-            for kind, shares in SHARES.items():
-                other = source[:1].copy()
-                other.uns["simulation"] = changed(truth, law, kind, law + 8, rng)
-                moved = int(rng.binomial(n, shares[n]))
-                both = [
-                    scgde.datasets.simulate_cells(s, f"population_{law}", m, seed=int(rng.integers(2**31)))
-                    for s, m in ((source, n - moved), (other, moved))
-                    if m
-                ]
-                cells = ad.concat(both)
-                cells.obs["population"] = f"{kind}_{law}"
-                pairs.append((kind, f"{kind}_{law}", control))
-                parts.append(cells)
-        cells = ad.concat(parts)
-        cells.obs_names = [str(i) for i in range(cells.n_obs)]
-        model = trained(cells, seed, arguments.epochs)
-        table = scgde.tl.test_populations(
-            model, [p[1] for p in pairs], [p[2] for p in pairs], n_permutations=PERMUTATIONS, seed=seed
-        )
-        x = encode_components(model.module, model._table(), np.arange(cells.n_obs))
-        label = cells.obs["population"].to_numpy()
-        for (kind, first, second), p in zip(pairs, table["p_value"], strict=True):
-            union = np.r_[np.flatnonzero(label == first), np.flatnonzero(label == second)]
-            energy = energy_test(x[union], n, rng, PERMUTATIONS)
-            rows.append({"design": kind, "n": n, "scgde": p <= 0.05, "energy distance": energy <= 0.05})
+        own, pairs = alternatives(source, n, 8, seed)
+        model = trained(own, seed, arguments.epochs)
+        for which, cells in (("trained", own), ("fresh", alternatives(source, n, 8, seed + 500)[0])):
+            sources, targets = [p[1] for p in pairs], [p[2] for p in pairs]
+            table = scgde.tl.test_populations(
+                model, sources, targets, adata=cells, n_permutations=PERMUTATIONS, seed=seed
+            )
+            x = encode_components(model.module, model._table(cells), np.arange(cells.n_obs))
+            label = cells.obs["population"].to_numpy()
+            for (kind, first, second), p in zip(pairs, table["p_value"], strict=True):
+                union = np.r_[np.flatnonzero(label == first), np.flatnonzero(label == second)]
+                energy = energy_test(x[union], n, rng, PERMUTATIONS)
+                found = {"scgde": p <= 0.05, "energy distance": energy <= 0.05}
+                rows.append({"design": kind, "n": n, "cells": which, **found})
     return rows
 
 

@@ -133,10 +133,29 @@ TITLES = {
         "W2 of the decoded midpoint to a midpoint of exact transport between 1,000 points, over that of two such midpoints. "
         "`reconstruction.py --part midpoints`",
     ),
-    "two_sample": (
-        "Two-sample tests",
-        "Share of pairs with p at most 0.05 (`null`: the two populations have one law), against permutation tests on the same latents. "
-        "`two_sample.py`",
+    "inference_null": (
+        "Populations of one law, in a model that was trained on them",
+        "Populations x cells, all of one law, default training and default calls; `fresh` are as many new cells. Shares of up to 60 pairs of a data set with p at most .05 and .01, "
+        "and of corrected distances beyond two standard errors; the standard error is over data sets. `inference.py --part null`",
+    ),
+    "inference_twins": (
+        "Two populations of each of twenty laws",
+        "The same for the pairs of one law; the model is trained on all forty populations. `inference.py --part twins`",
+    ),
+    "inference_errors": (
+        "Errors of populations that trained, and of fresh ones",
+        "Sixty laws train; coverage of 95 % intervals against the embedding of 5,000 cells of the law, and root mean squared error of the embedding, of sixteen laws. "
+        "`inference.py --part errors`",
+    ),
+    "inference_real": (
+        "Real control cells as perturbations without effect",
+        "Control cells of Papalexi et al. 2021 at random as fake targets among the real ones, against each other and the other controls; targets found among the real ones, beside a permutation test by "
+        "energy distance on 50 principal components of all cells. Guides without a target of Schraivogel et al. 2020 against each other. `inference.py --part real`",
+    ),
+    "inference_power": (
+        "Power on populations that trained",
+        "Share of pairs with p at most .05: a share of the cells of the second population is of a changed law (its mean moved by .5, its covariance halved, widened by half or turned, or an unrelated law in its place), beside a permutation test by energy distance on 50 principal "
+        "components of all cells. `inference.py --part power`",
     ),
     "groups": (
         "Two conditions, several donors",
