@@ -10,7 +10,8 @@ PAGE = HERE.parent / "docs" / "benchmarks.md"
 README = HERE.parent / "README.md"
 IN_README = {
     "simulated_distances": ("method", "spearman_mean", "spearman_min"),
-    "standard_errors": ("n", "coverage", "worst"),
+    "inference_null": ("design", "cells", "p <= .05", "p <= .01", "beyond 2 se", "its standard error"),
+    "inference_errors": ("design", "cells", "coverage", "rms error"),
     "generation": (
         "set",
         "populations",

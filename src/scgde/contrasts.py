@@ -79,6 +79,8 @@ class Contrasts:
         design = nuisance_design(table, used)
         centre = nuisance_effects(design, rows)
         rows -= design @ centre
+        if np.square(rows).mean() < 1e-10:  # logarithms of counts: cells that do not differ but by rounding
+            return None
         axes = discriminant_axes(rows, table.codes[used], batch, float(sizes[sizes > 0].mean()), seed)
         if axes is None:
             return None

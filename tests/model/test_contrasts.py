@@ -130,3 +130,11 @@ def test_contrasts_hold_one_finite_row_per_cell_and_no_batch(make_cells, make_mo
     batch = table.batch[indices]
     gap = np.abs(contrasts[batch == 0].mean(0) - contrasts[batch == 1].mean(0))
     assert (gap < 0.2 * contrasts.std(0) + 1e-3).all()
+
+
+def test_cells_that_do_not_differ_have_no_contrasts(make_cells, make_model):
+    adata = make_cells(6, n_batches=2)
+    adata.X = np.tile(adata.X[0].toarray(), (adata.n_obs, 1))
+    table = make_model(adata, {"batch_key": "batch"})._table()
+    everything = np.arange(adata.n_obs)
+    assert Contrasts.fit(table, everything, CellComponents.fit(table, everything)) is None

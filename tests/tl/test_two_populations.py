@@ -149,6 +149,18 @@ def test_depths_are_matched_where_they_differ(trained):
     assert row["matched_depth"] and row["p_value"] > 0.05
 
 
+def test_cells_without_counts_are_not_matched(trained):
+    cells = trained.adata[:60].copy()
+    cells.obs["population"] = np.where(np.arange(60) < 30, "empty", "full")
+    cells.X = np.where(np.arange(60)[:, None] < 30, 0.0, cells.X.toarray()).astype(np.float32)
+    options = {"adata": cells, "block_key": False, "seed": 0}
+    row = scgde.tl.test_populations(trained, "empty", "full", **options).iloc[0]
+    assert row["p_value"] <= 0.01 and not row["matched_depth"]
+    with pytest.warns(UserWarning, match="all alike"):
+        table = scgde.tl.test_populations(trained, "empty", "full", match_depth=True, **options)
+    assert table["p_value"].isna().all()
+
+
 def test_pairs_of_different_batches_have_no_p_value_unless_blocks_are_ignored(trained):
     cells = trained.adata[:200].copy()
     cells.obs["population"] = np.where(cells.obs["batch"] == "batch_0", "one", "two")

@@ -187,8 +187,9 @@ class _Cells:
 
     def differ_in_depth(self, i: int, j: int) -> bool:
         """Whether median depths differ more than :data:`DEPTH_RATIO`-fold."""
-        one, two = (max(float(np.median(self.totals(int(k)))), 1.0) for k in (i, j))
-        return max(one, two) > DEPTH_RATIO * min(one, two)
+        one, two = (float(np.median(self.totals(int(k)))) for k in (i, j))
+        # cells without counts cannot be matched: nothing would be left of the others
+        return max(one, two) > DEPTH_RATIO * min(one, two) > 0
 
     def matched(self, i: int, j: int, rng: np.random.Generator) -> np.ndarray:
         """:meth:`both` of counts that are thinned to one distribution of depth."""
@@ -200,16 +201,18 @@ class _Cells:
 
 
 def _warn_of_missing(frame: pd.DataFrame, block_key: str | None) -> None:
-    """Say which pairs have no p-value because no block holds cells of both."""
+    """Say which pairs of populations of two cells or more have no p-value, and why."""
     missing = frame["p_value"].isna() & (frame[["n_source", "n_target"]].min(axis=1) > 1)
-    if block_key is None or not missing.any():
+    if not missing.any():
         return
     first = frame[missing].iloc[0]
-    message = (
-        f"{int(missing.sum())} of {len(frame)} pairs have no p-value, {first['source']!r} and {first['target']!r} among them: no value of "
-        f"{block_key!r} has cells of both, so that a difference cannot be told from one between blocks. Name another block_key, or "
-        "pass block_key=False to ignore blocks."
-    )
+    reason = "their cells are all alike in what is compared."
+    if block_key is not None:
+        reason = (
+            f"no value of {block_key!r} has cells of both that differ, so that a difference cannot be told from one between blocks. Name "
+            "another block_key, or pass block_key=False to ignore blocks."
+        )
+    message = f"{int(missing.sum())} of {len(frame)} pairs have no p-value, {first['source']!r} and {first['target']!r} among them: {reason}"
     warnings.warn(message, UserWarning, stacklevel=3)
 
 
