@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 MAX_CELLS = 200_000
 """Cells that contrasts are fitted on, at most."""
 
+SATURATION = 4
+"""Cells, in units of the median size of populations, from which on a population's weight hardly grows."""
+
 N_PERMUTATIONS = 20
 """Permutations of labels that say how far chance alone separates populations."""
 
@@ -187,10 +190,12 @@ def between_covariance(x: np.ndarray, codes: np.ndarray, sizes: np.ndarray) -> n
 
     .. math:: \sum_k v_k \{(m_k - \bar m)(m_k - \bar m)' - (1 - v_k) S_k / n_k\} / \sum_k v_k (1 - v_k)
 
-    with covariances :math:`S_k` of cells and weights :math:`v_k` that saturate at the median size. This is the average over all ways
-    to halve each population of the product of the means of its halves. Its expectation is zero where populations have one law.
+    with covariances :math:`S_k` of cells. This is the average over all ways to halve each population of the product of the means of
+    its halves. Its expectation is zero where populations have one law. The weights :math:`v_k`, inverse variances of such products of
+    populations that differ by a variance of one over :data:`SATURATION` median sizes, keep small populations from having their
+    noise in the leading directions.
     """
-    weight = sizes / (sizes + np.median(sizes))
+    weight = (sizes / (sizes + SATURATION * np.median(sizes))) ** 2
     weight = weight / weight.sum()
     means = _sums(x, codes, len(sizes)) / sizes[:, None]
     residual = x - means[codes]
