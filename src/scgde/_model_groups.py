@@ -99,6 +99,7 @@ class GroupsMixin:
             raise ValueError(message)
         axes = axes[:n_components].T
         encoder = ResidualEncoder(n_components, min(z.shape[1], moment_size(n_components)), n_hidden=2).double()
+        encoder.draws_in_spread = False  # how a group's populations spread is half of what is asked
         x, segment = torch.from_numpy((z - mean) @ axes), torch.from_numpy(codes)
         encoder.fit(x, segment, PopulationMoments.from_cells(x, segment, len(labels)), int(np.bincount(codes).max()))
         adata = as_cells(adata)

@@ -27,7 +27,9 @@ GRADIENTS = """
     torch.manual_seed(0)
     codes = torch.arange(K).repeat_interleave(N)
     u = torch.randn(K, 3)[codes] + (0.4 * torch.randn(K, 3)).exp()[codes] * torch.randn(K * N, 3)
-    module = GDEModule(ContinuousModel(3), n_embedding=12, n_hidden=16, geometry=sys.argv[3], generator=sys.argv[4])
+    # an encoder that learns from the isometry too, which the default one does not
+    options = {"encoder": "mean_pool" if sys.argv[3] == "isometric" else "residual", "generator": sys.argv[4]}
+    module = GDEModule(ContinuousModel(3), n_embedding=12, n_hidden=16, geometry=sys.argv[3], **options)
     raw = PopulationMoments.from_cells(u, codes, K)
     module.fit_populations(raw, torch.zeros_like(raw.mean), u, torch.zeros_like(u), codes, torch.ones(K, dtype=torch.bool), N)
     for parameter in module.parameters():  # no part of the gradient may be zero only because training begins

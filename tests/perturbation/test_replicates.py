@@ -184,7 +184,7 @@ class TestCells:
     def test_spread_of_replicates_is_reported(self, predictor):
         frame = predictor.predict_embedding(["p0", "p1"])
         error = np.array(frame.attrs["replicate_error"])
-        assert error.shape == (2, 24)
+        assert error.shape == (2, 20)
         between = predictor._design.between[predictor._shifts.row_of(Treatment(("p0",)), "all")]
         assert error[0] ** 2 == pytest.approx(between)
         assert error[0].max() > 0
@@ -204,7 +204,7 @@ class TestCells:
 
     def test_only_new_replicates_differ_from_those_that_trained(self, predictor, screen, monkeypatch):
         new = screen[screen.obs["guide"] == "p2_c"].copy()
-        wide = np.full(24, 100.0), np.inf
+        wide = np.full(20, 100.0), np.inf
         monkeypatch.setattr(ObservedShifts, "between", lambda *_: wide)
         level = predictor.evaluate(new, per_population=True).set_index("method").loc["scgde", "region_level"]
         assert level < 0.01

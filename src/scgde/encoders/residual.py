@@ -45,6 +45,9 @@ class ResidualEncoder(PooledEncoder, GatedEncoder):
     #: Share of the pooled covariance added to each: the root of a singular matrix would magnify rounding without bound.
     floor = 0.004
 
+    #: Whether the spread weighs less than distances ask for where means say more; see :meth:`fit`.
+    draws_in_spread = True
+
     has_fixed_start = True
     pooled_cov: Tensor
     centre: Tensor
@@ -200,8 +203,9 @@ class ResidualEncoder(PooledEncoder, GatedEncoder):
         gain = axes.gain.clone()
         # The root of its reliability keeps distances as long as they are without noise. But beside means that say more, the noise of
         # the spread only hides them: it is drawn in up to the reliability itself, the more the larger the means' share of differences.
-        signal = [(a * b)[:, block].sum().clamp_min(0.0) for block in (slice(0, d), slice(d, m))]
-        gain[d:] **= 1 + float(signal[0] / (signal[0] + signal[1]).clamp_min(1e-12))
+        if self.draws_in_spread:
+            signal = [(a * b)[:, block].sum().clamp_min(0.0) for block in (slice(0, d), slice(d, m))]
+            gain[d:] **= 1 + float(signal[0] / (signal[0] + signal[1]).clamp_min(1e-12))
         # shrunk roots are shorter, and distances would be
         roots = [sqrtm_psd(self._cov(part)).flatten(1) for part in parts]
         longer = length_ratio(roots[0], roots[1], a[:, d:], b[:, d:])
