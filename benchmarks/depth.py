@@ -3,7 +3,8 @@
 Simulated: 20 laws of 300 cells, half of them at 2,500 reads and half thinned to 600, each half a population.
 Distances are corrected for sampling. Score: the distance between the two depths of a law over the median distance
 between laws, for the populations trained on and for 200 fresh cells of each; the floor is the same with both halves
-at 2,500 reads. Real: CRISPR knock-outs (papalexi), half of the cells of each target train. Of the other half,
+at 2,500 reads. Beside it: the share of laws whose two depths are called different, where depths are matched by
+thinning (the default) and where they are not. Real: CRISPR knock-outs (papalexi), half of the cells of each target train. Of the other half,
 controls are cut into two and one of them is thinned to a half and a fifth: how far from the other one is it, next to
 targets that differ from the controls (permutation test, adjusted p below 0.05)? ``scgde, no map`` leaves out the map
 between depths. The map was chosen on seeds below 100; the seeds here start at 100.
@@ -87,6 +88,8 @@ def simulated(seed: int, epochs: int | None) -> list[dict]:
         row = {"seed": seed, "method": name}
         row["trained"] = between_depths(model.get_population_distances(bias_correction=True))
         row["fresh"] = between_depths(model.get_population_distances(test, bias_correction=True))
+        if mapped:
+            row |= rejections(model, laws, test, seed)
         rows.append(row)
         print(row, flush=True)
         if name == "scgde":
@@ -96,6 +99,17 @@ def simulated(seed: int, epochs: int | None) -> list[dict]:
             rows.append(row)
             print(row, flush=True)
     return rows
+
+
+def rejections(model, laws: list[str], test, seed: int) -> dict[str, float]:
+    """Shares of laws whose two depths are called different (p <= .05), with the default and without matching of depths."""
+    pairs = [f"{law}|a" for law in laws], [f"{law}|b" for law in laws]
+    shares = {}
+    for label, match in (("", None), (", no matching", False)):
+        for cells, adata in (("trained", None), ("fresh", test)):
+            table = scgde.tl.test_populations(model, *pairs, adata=adata, match_depth=match, seed=seed)
+            shares[f"p <= .05, {cells}{label}"] = float((table["p_value"] <= 0.05).mean())
+    return shares
 
 
 def real(seed: int, epochs: int | None) -> list[dict]:
@@ -145,8 +159,10 @@ def real(seed: int, epochs: int | None) -> list[dict]:
 if __name__ == "__main__":
     arguments = options(__doc__, **{"first-seed": 100})
     table = pd.DataFrame([row for seed in seeds(arguments) for row in simulated(seed, arguments.epochs)])
-    summary = table.groupby("method", sort=False)[["trained", "fresh"]].agg(["mean", "max"])
+    by_method = table.groupby("method", sort=False)
+    summary = by_method[["trained", "fresh"]].agg(["mean", "max"])
     summary.columns = ["_".join(c) for c in summary.columns]
+    summary = summary.join(by_method[[c for c in table if c.startswith("p <=")]].mean())
     report("depth", summary.reset_index(), arguments)
     if scgde.datasets.has_dataset("papalexi_eccite_299g"):
         table = pd.DataFrame([row for seed in seeds(arguments) for row in real(seed, arguments.epochs)])

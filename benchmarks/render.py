@@ -150,8 +150,17 @@ TITLES = {
     ),
     "inference_real": (
         "Real control cells as perturbations without effect",
-        "Control cells of Papalexi et al. 2021 at random as fake targets among the real ones, against each other and the other controls; targets found among the real ones, beside a permutation test by "
-        "energy distance on 50 principal components of all cells. Guides without a target of Schraivogel et al. 2020 against each other. `inference.py --part real`",
+        "Control cells of Papalexi et al. 2021 at random as fake targets among the real ones, against each other and the other controls. "
+        "`inference.py --part real`",
+    ),
+    "inference_targets": (
+        "Real targets and inert guides",
+        "Targets of Papalexi et al. 2021 found against controls, beside a permutation test by energy distance on 50 principal components of all cells. "
+        "Guides without a target of Schraivogel et al. 2020 against each other: they do differ. `inference.py --part targets`",
+    ),
+    "inference_encoders": (
+        "Populations of one law, with every set encoder",
+        "The shares of the first table for twelve populations of 100 cells, trained. `inference.py --part encoders`",
     ),
     "inference_power": (
         "Power on populations that trained",
