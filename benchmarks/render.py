@@ -184,7 +184,7 @@ TITLES = {
     "depth": (
         "Populations of fewer reads",
         "Distance between the populations of one law at 2,500 and at 600 reads per cell, over the median distance between laws: of populations that trained and of fresh cells; "
-        "`floor` has both at 2,500 reads, `no map` leaves out the map between depths. `depth.py`",
+        "`floor` has both at 2,500 reads, `no map` leaves out the map between depths. `p <= .05`: share of laws whose depths `tl.test_populations` calls different, with depths matched by thinning (the default) and without. `depth.py`",
     ),
     "depth_real": (
         "Control cells of fewer reads among knock-outs",
