@@ -9,6 +9,7 @@ ones. Parts:
 ``errors``    different laws: coverage of 95 % intervals of the embedding against that of 5,000 cells of the law, and RMS error
 ``real``      real control cells at random as fake perturbations among the real ones
 ``targets``   real perturbations that are found, against permutation of the energy distance; inert guides against each other
+``nuisance``  one law in two batches over different laws in one, with the batch named as batch, as covariate, or not at all
 ``power``     shifts of mean, spread and proportions, against permutation of the energy distance between components of all cells
 
 Shares are of pairs; intervals are over data sets, which pairs of one data set are not independent in.
@@ -218,6 +219,36 @@ def targets(seed: int, arguments) -> list[dict]:
     return [found, inert]
 
 
+NUISANCE = {
+    "batch_key": {"batch_key": "batch"},
+    "categorical covariate": {"categorical_covariate_keys": ["batch"]},
+    "continuous covariate": {"continuous_covariate_keys": ["number"]},
+    "not named": {},
+}
+
+
+def nuisance(seed: int, arguments) -> list[dict]:
+    adata = scgde.datasets.simulate_populations(
+        10, design="perturbation", n_contexts=1, cells_per_population=(120, 140), n_genes=200, n_batches=2, seed=seed
+    )
+    adata.obs["half"], adata.obs["number"] = adata.obs["batch"].astype(str), adata.obs["batch"].cat.codes.astype(float)
+    names = sorted(adata.obs["population"].astype(str).unique())
+    one, two = ([f"{n}|batch_{b}" for n in names] for b in range(2))
+    upper = np.triu_indices(len(names), 1)
+    trains = np.random.default_rng(seed).random(adata.n_obs) < 0.5
+    own, fresh = adata[trains].copy(), adata[~trains].copy()
+    rows = []
+    for design, keys in NUISANCE.items():
+        scgde.GDEModel.setup_anndata(own, ["population", "half"], **keys)
+        model = scgde.GDEModel(own)
+        quiet_train(model, max_epochs=arguments.epochs, seed=seed)
+        for which, cells in (("trained", None), ("fresh", fresh)):
+            d = model.get_population_distances(cells, bias_correction=True)
+            ratio = np.median(np.diag(d.loc[one, two])) / np.median(d.loc[one, one].to_numpy()[upper])
+            rows.append({"design": design, "cells": which, "ratio": float(ratio)})
+    return rows
+
+
 def changed(truth: dict, law: int, kind: str, other: int, rng: np.random.Generator) -> dict:
     """The simulation with one law changed: its mean moved by .5, its covariance halved, widened by half, or exchanged for another
     one of the same trace; or an unrelated law in its place (``mixture``)."""
@@ -292,6 +323,7 @@ PARTS = {
     "errors": errors,
     "real": real,
     "targets": targets,
+    "nuisance": nuisance,
     "power": power,
 }
 

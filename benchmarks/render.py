@@ -158,6 +158,11 @@ TITLES = {
         "Targets of Papalexi et al. 2021 found against controls, beside a permutation test by energy distance on 50 principal components of all cells. "
         "Guides without a target of Schraivogel et al. 2020 against each other: they do differ. `inference.py --part targets`",
     ),
+    "inference_nuisance": (
+        "A nuisance variable, as batch and as covariate",
+        "Ten laws in two batches: median distance between the two batches of a law over the median distance between laws of one batch. The batch is named as batch, as "
+        "categorical or continuous covariate, or not at all. `inference.py --part nuisance`",
+    ),
     "inference_encoders": (
         "Populations of one law, with every set encoder",
         "The shares of the first table for twelve populations of 100 cells, trained. `inference.py --part encoders`",

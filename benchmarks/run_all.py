@@ -19,7 +19,7 @@ RUNS = (
     ("synthetic",),
     ("peers",),
     ("inference", "--seeds", "20", "--part", "null,twins,real"),
-    ("inference", "--part", "errors,targets,power,encoders"),
+    ("inference", "--part", "errors,targets,nuisance,power,encoders"),
     ("groups",),
     ("depth",),
     ("perturbation", "--part", "all"),
