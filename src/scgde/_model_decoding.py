@@ -9,9 +9,9 @@ import pandas as pd
 import scipy.sparse as sp
 import torch
 from anndata import AnnData
-from scvi import settings
 
 from scgde._constants import LABEL_SEPARATOR, OWN_PREFIX
+from scgde._seeds import resolve_seed
 from scgde.data.cells import UNSEEN_BATCH
 from scgde.data.populations import as_label
 from scgde.generation import RowContexts, find_labels, generate_rows
@@ -44,8 +44,7 @@ class DecodingMixin:
         return self.registry_["field_registries"]["X"]["state_registry"]["column_names"]
 
     def _randomness(self, seed: int | None) -> tuple[np.random.Generator, torch.Generator]:
-        seed = settings.seed if seed is None else seed
-        sequence = np.random.SeedSequence(seed)
+        sequence = np.random.SeedSequence(resolve_seed(seed))
         state = int(sequence.generate_state(1, np.uint64)[0] >> 1)
         return np.random.default_rng(sequence), torch.Generator(device=self.module.device).manual_seed(state)
 

@@ -223,6 +223,9 @@ class EmbeddingMixin(WritingMixin):
         chosen = np.arange(len(embedding.labels))
         if populations is not None:
             chosen = find_labels(as_labels(populations), embedding.labels)
+            if not len(chosen):
+                message = "populations is empty; name the populations to compare, or leave it out for all."
+                raise ValueError(message)
         labels = [embedding.labels[k] for k in chosen]
         index = pd.Index(labels, name="population")
         # a label may be asked for twice

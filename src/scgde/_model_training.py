@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
-from scvi import settings
 
 from scgde._checkpoints import NAME as CHECKPOINT_NAME
 from scgde._checkpoints import CarefulRunner, ResumePoint, check_folder, check_settings, find_checkpoint, run_facts
 from scgde._distributed import ProcessesStrategy
 from scgde._identity import fingerprint
+from scgde._seeds import resolve_seed
 from scgde.components import CellComponents
 from scgde.contrasts import Contrasts
 from scgde.data import PopulationDataModule
@@ -145,7 +145,7 @@ class TrainingMixin:
         if self.adata is None:
             message = "This model has no AnnData to train on; load it with one, or make a new model."
             raise ValueError(message)
-        seed = settings.seed if seed is None else seed
+        seed = resolve_seed(seed)
         saved = None
         if checkpoint_dir is not None:
             check_folder(checkpoint_dir, checkpoint_every)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import scipy.sparse as sp
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 _PACKED_ENTRIES = 2**24
 _DRAWN_CELLS = 2**22
+
+MOST_PERMUTATIONS = 10**7
+"""Permutations that a test draws at most: hours, for populations of some hundred cells."""
 
 SPREAD_WEIGHT = 0.25
 """Weight of each of the two parts of :func:`spread_vectors` that are about spread, against one for the mean."""
@@ -241,8 +244,7 @@ def permutation_test(
     """
     x = _centre(np.asarray(vectors, dtype=np.float64), block)
     codes = np.zeros(len(x), dtype=np.int64) if block is None else np.unique(block, return_inverse=True)[1]
-    expected, observed = 0.0, np.zeros(x.shape[1])
-    sums = np.zeros((n_permutations, x.shape[1]))
+    expected, observed, groups = 0.0, np.zeros(x.shape[1]), []
     for rows in _members(codes, int(codes.max()) + 1):
         part, chosen = x[rows], in_source[rows]
         n, m = len(rows), int(chosen.sum())
@@ -254,21 +256,29 @@ def permutation_test(
         sign = 1.0 if 2 * m <= n else -1.0
         chosen, m = (chosen, m) if sign > 0 else (~chosen, n - m)
         observed += sign * part[chosen].sum(0)
-        step = max(_DRAWN_CELLS // m, 1)
-        for start in range(0, n_permutations, step):
-            stop = min(start + step, n_permutations)
-            drawn = [rng.choice(n, m, replace=False, shuffle=False) for _ in range(start, stop)]
-            indicator = sp.csr_matrix(
-                (np.ones(len(drawn) * m), np.concatenate(drawn), np.arange(len(drawn) + 1) * m), shape=(len(drawn), n)
-            )
-            sums[start:stop] += sign * (indicator @ part)
+        groups.append((sign * part, m))
     if not expected > 1e-20:
         return float("nan"), float("nan")
     statistic = float(observed @ observed) / expected
-    permuted = np.square(sums).sum(1) / expected
     # sums in another order differ by rounding: equal groups must count as ties
-    exceeding = int((permuted >= statistic - 1e-9 * max(statistic, 1.0)).sum())
+    least = statistic - 1e-9 * max(statistic, 1.0)
+    exceeding, step = 0, max(_DRAWN_CELLS // max(sum(m for _, m in groups), x.shape[1]), 1)
+    for start in range(0, n_permutations, step):
+        b = min(step, n_permutations - start)
+        sums = np.zeros((b, x.shape[1]))
+        for part, m in groups:
+            drawn = np.concatenate([rng.choice(len(part), m, replace=False, shuffle=False) for _ in range(b)])
+            sums += sp.csr_matrix((np.ones(b * m), drawn, np.arange(b + 1) * m), shape=(b, len(part))) @ part
+        exceeding += int((np.square(sums).sum(1) / expected >= least).sum())
     return statistic, (1 + exceeding) / (1 + n_permutations)
+
+
+def check_permutations(n_permutations: Any) -> None:
+    """Raise unless this is a number of permutations."""
+    is_integer = isinstance(n_permutations, int | np.integer) and not isinstance(n_permutations, bool)
+    if not is_integer or not 1 <= n_permutations <= MOST_PERMUTATIONS:
+        message = f"n_permutations={n_permutations!r} must be an integer from 1 to {MOST_PERMUTATIONS:,}."
+        raise ValueError(message)
 
 
 def adjust_p_values(p_values: NDArray[np.floating], correction: str | None) -> NDArray[np.float64]:

@@ -45,6 +45,14 @@ def test_each_quantile_comes_down_to_the_smallest_group_there():
     np.testing.assert_allclose(keep * total, [10, 18, 25, 40, 10, 18, 25, 40, 7])
 
 
+def test_groups_are_matched_within_blocks():
+    total = np.array([10.0, 20, 100, 200, 20, 10, 50, 400, 7])
+    codes = np.array([0, 0, 0, 0, 1, 1, 1, 1, 1])
+    block = np.array([0, 0, 1, 1, 0, 0, 1, 1, 2])
+    keep = matching_shares(total, codes, np.random.default_rng(0), block)
+    np.testing.assert_allclose(keep * total, [10, 20, 50, 200, 20, 10, 50, 200, 7])
+
+
 def test_a_layer_and_some_groups_are_matched(lanes):
     lanes.layers["raw"] = lanes.X.copy()
     lanes.obs["three"] = np.where(np.arange(lanes.n_obs) % 5 == 0, "other", lanes.obs["lane"])
@@ -64,6 +72,12 @@ def test_what_cannot_be_matched_is_an_error(lanes):
         scgde.pp.match_depth(lanes, "lane", layer="no")
     with pytest.raises(KeyError, match="groups="):
         scgde.pp.match_depth(lanes, "lane", groups=["deep", "none"])
+    with pytest.raises(KeyError, match="block_key='no'"):
+        scgde.pp.match_depth(lanes, "lane", block_key="no")
+    with pytest.raises(TypeError, match="seed='a'"):
+        scgde.pp.match_depth(lanes, "lane", seed="a")
+    with pytest.raises(TypeError, match="adata is a DataFrame"):
+        scgde.pp.match_depth(lanes.obs, "lane")
     with pytest.raises(ValueError, match="fewer than two groups"):
         scgde.pp.match_depth(lanes, "lane", groups=["deep"])
     lanes.X = lanes.X * 0.5

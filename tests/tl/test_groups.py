@@ -1,168 +1,17 @@
-"""Groups of replicates: the permutation test on arrays, and tables of a model's populations."""
+"""Tables of a model's populations as replicates of groups."""
 
 import warnings
-from itertools import combinations, permutations, product
+from types import SimpleNamespace
+from unittest.mock import patch
 
 import numpy as np
 import pandas as pd
 import pytest
 
 import scgde
-from scgde.tl._permanova import all_arrangements, distance_interval, n_arrangements, permanova, squared_distance
+from scgde.tl._groups import _warn_of_training
+from scgde.tl._permanova import distance_interval, permanova
 from scgde.tl._replicates import as_replicates
-
-
-def _pseudo_f(x, groups):
-    """From the definition of Anderson (2001): sums of squared distances between replicates over their number."""
-    squared = np.square(x[:, None] - x[None]).sum(2)
-    n, labels = len(x), np.unique(groups)
-    total = squared.sum() / 2 / n
-    within = sum(squared[np.ix_(groups == g, groups == g)].sum() / 2 / (groups == g).sum() for g in labels)
-    return (total - within) / (len(labels) - 1) / (within / (n - len(labels)))
-
-
-@pytest.mark.parametrize("sizes", [(3, 3), (2, 4), (2, 3, 2)])
-def test_enumeration_is_brute_force(sizes):
-    groups = np.repeat(np.arange(len(sizes)), sizes)
-    x = np.random.default_rng(0).normal(size=(len(groups), 5)) + 0.8 * groups[:, None]
-    every = np.array(sorted(set(permutations(groups.tolist()))))
-    statistics = np.array([_pseudo_f(x, labels) for labels in every])
-    test = permanova(x, groups, np.random.default_rng(0), spread=False)
-    assert test.enumerated and test.n_arrangements == len(every)
-    assert test.statistic == pytest.approx(_pseudo_f(x, groups), rel=1e-9)
-    assert test.p_value == pytest.approx((statistics >= test.statistic * (1 - 1e-9)).mean(), abs=1e-12)
-    # groups of one size exchange their names without a change of the partition
-    assert test.smallest_p == pytest.approx({(3, 3): 2, (2, 4): 1, (2, 3, 2): 2}[sizes] / len(every))
-    between = _pseudo_f(x, groups) * (len(sizes) - 1)
-    assert test.r2 == pytest.approx(between / (between + len(x) - len(sizes)), rel=1e-9)
-
-
-def test_every_arrangement_comes_once():
-    cells, block = np.array([0, 0, 1, 2, 1, 0, 1]), np.array([0, 0, 0, 0, 0, 1, 1])
-    rows = all_arrangements(cells, block)
-    assert len(rows) == n_arrangements(cells, block) == 5 * 4 * 3 // 2 * 2
-    assert len({tuple(order) for order in cells[rows]}) == len(rows)
-    assert (np.sort(cells[rows][:, :5], axis=1) == np.sort(cells[:5])).all()
-    assert (np.sort(cells[rows][:, 5:], axis=1) == [0, 1]).all()
-
-
-@pytest.mark.parametrize("spread", [False, True])
-def test_no_group_is_preferred(spread):
-    # all 70 assignments of one set of replicates: p-values are what ranks of exchangeable statistics are
-    x = np.random.default_rng(1).normal(size=(8, 4))
-    p = []
-    for first in combinations(range(8), 4):
-        groups = np.isin(np.arange(8), first).astype(int)
-        p.append(permanova(x, groups, np.random.default_rng(0), spread=spread).p_value)
-    np.testing.assert_allclose(np.sort(p), np.repeat(np.arange(2, 71, 2) / 70, 2))
-
-
-def test_drawn_permutations_have_the_right_size():
-    rng = np.random.default_rng(2)
-    groups = np.repeat([0, 1], [7, 9])
-    p = [permanova(rng.standard_t(3, size=(16, 6)), groups, rng, n_permutations=99).p_value for _ in range(400)]
-    # binomial standard errors of .011 and .014
-    assert np.mean(np.array(p) <= 0.05) == pytest.approx(0.05, abs=0.035)
-    assert np.mean(p) == pytest.approx(0.505, abs=0.045)
-    drawn = permanova(rng.normal(size=(16, 6)), groups, rng, n_permutations=99)
-    assert not drawn.enumerated and drawn.n_arrangements == 11440 and drawn.smallest_p == 0.01
-
-
-def test_drawn_permutations_come_to_the_enumerated_p_value():
-    x = np.random.default_rng(3).normal(size=(10, 3))
-    x[5:] += 0.7
-    groups = np.repeat([0, 1], 5)
-    exact = permanova(x, groups, np.random.default_rng(0))
-    drawn = [permanova(x, groups, np.random.default_rng(s), n_permutations=200) for s in range(20)]
-    assert exact.enumerated and not any(test.enumerated for test in drawn)
-    assert np.mean([test.p_value for test in drawn]) == pytest.approx(exact.p_value, abs=0.02)
-
-
-def test_pairs_take_differences_between_blocks_out():
-    rng = np.random.default_rng(4)
-    block, groups = np.repeat(np.arange(6), 2), np.tile([0, 1], 6)
-    x = np.repeat(10 * rng.normal(size=(6, 3)), 2, axis=0) + 0.3 * rng.normal(size=(12, 3)) + 0.4 * groups[:, None]
-    paired = permanova(x, groups, rng, block=block, spread=False)
-    assert paired.n_arrangements == 64 and paired.enumerated and paired.smallest_p == 2 / 64
-    # the same as changing the signs of the differences
-    change = x[groups == 1] - x[groups == 0]
-    lengths = [np.square((np.array(s)[:, None] * change).sum(0)).sum() for s in product([1, -1], repeat=6)]
-    assert paired.p_value == pytest.approx(np.mean(np.array(lengths) >= lengths[0] * (1 - 1e-9)))
-    assert paired.p_value < 0.05 < permanova(x, groups, rng).p_value
-
-
-def test_covariates_are_regressed_out():
-    rng = np.random.default_rng(5)
-    p, naive = [], []
-    for _ in range(300):
-        groups = np.repeat([0, 1], 6)
-        age = rng.normal(size=12) + 1.5 * groups
-        x = age[:, None] * np.array([2.0, -1.0, 0.0]) + rng.normal(size=(12, 3))
-        p.append(permanova(x, groups, rng, covariates=age[:, None], n_permutations=99).p_value)
-        naive.append(permanova(x, groups, rng, n_permutations=99).p_value)
-    assert np.mean(np.array(p) <= 0.05) == pytest.approx(0.05, abs=0.04)  # binomial standard error .013
-    assert np.mean(np.array(naive) <= 0.05) > 0.5
-    # a category leaves fewer arrangements: those within cells of group and category are alike
-    sex = np.tile([0.0, 1.0], 4)[:, None]
-    test = permanova(rng.normal(size=(8, 3)), np.repeat([0, 1], 4), rng, covariates=sex, n_permutations=3000)
-    assert test.enumerated and test.n_arrangements == 40320 // 16 and test.smallest_p == 2 / test.n_arrangements
-
-
-def test_nothing_to_compare():
-    rng = np.random.default_rng(6)
-    groups = np.repeat([0, 1], 3)
-    assert np.isnan(permanova(np.ones((6, 2)), groups, rng).p_value)
-    with pytest.raises(ValueError, match="follow from"):
-        permanova(rng.normal(size=(6, 2)), groups, rng, covariates=2.0 * groups[:, None])
-    with pytest.raises(ValueError, match="degree of freedom"):
-        permanova(rng.normal(size=(6, 2)), groups, rng, covariates=rng.normal(size=(6, 4)))
-    # groups that differ and replicates that do not
-    apart = permanova(groups[:, None] * np.ones((6, 2)), groups, rng)
-    assert apart.statistic > 1e6 and apart.p_value == 0.1
-
-
-def test_squared_distances_are_unbiased():
-    rng = np.random.default_rng(7)
-    groups = np.repeat([0, 1, 2], [3, 4, 5])
-    means = np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 2.0]])
-    sd = np.array([0.5, 1.0, 1.5])  # groups vary differently
-    values = [
-        squared_distance(means[groups] + sd[groups, None] * rng.normal(size=(12, 2)), groups) for _ in range(2000)
-    ]
-    assert np.mean(values) == pytest.approx((1 + 4 + 5) / 3, abs=4 * np.std(values) / 2000**0.5)
-    x = rng.normal(size=(12, 2))
-    two = groups[groups < 2]
-    parts = [x[:7][two == g] for g in (0, 1)]
-    u = np.square(parts[0].mean(0) - parts[1].mean(0)).sum() - sum(
-        part.var(0, ddof=1).sum() / len(part) for part in parts
-    )
-    assert squared_distance(x[:7], two) == pytest.approx(u)
-    # pairs: the U-statistic of differences
-    change = x[1::2] - x[::2]
-    pairs = squared_distance(x, np.tile([0, 1], 6), block=np.repeat(np.arange(6), 2))
-    assert pairs == pytest.approx(np.square(change.mean(0)).sum() - change.var(0, ddof=1).sum() / 6)
-    age = rng.normal(size=12)
-    adjusted = [
-        squared_distance(means[groups] + age[:, None] + rng.normal(size=(12, 2)), groups, covariates=age[:, None])
-        for _ in range(2000)
-    ]
-    assert np.mean(adjusted) == pytest.approx((1 + 4 + 5) / 3, abs=4 * np.std(adjusted) / 2000**0.5)
-    # a block of one group does not tell groups apart
-    assert np.isnan(squared_distance(x[:4], np.array([0, 0, 1, 1]), block=np.array([0, 0, 1, 1])))
-
-
-@pytest.mark.parametrize(("paired", "n", "shift"), [(False, 4, 1.5), (False, 8, 0.0), (True, 6, 1.0)])
-def test_intervals_cover(paired, n, shift):
-    rng = np.random.default_rng(8)
-    groups, block = (np.tile([0, 1], n), np.repeat(np.arange(n), 2)) if paired else (np.repeat([0, 1], n), None)
-    covered = []
-    for _ in range(200):
-        x = rng.normal(size=(2 * n, 4)) * [1.0, 0.7, 0.5, 0.3]
-        x[groups == 1, 0] += shift
-        low, high = distance_interval(x, groups, block=block)[1:]
-        covered.append(low <= shift**2 <= high)
-    assert np.mean(covered) > 0.9
-    assert np.isnan(distance_interval(x[groups == 0][:4], np.array([0, 0, 1, 1]))[1:]).all()
 
 
 @pytest.fixture(scope="module")
@@ -196,7 +45,7 @@ def test_one_test_for_each_cell_type(study):
     table = scgde.tl.test_groups(study, "condition", replicate_key="donor", stratify_by="cell_type", seed=0)
     assert list(table.columns) == [
         *("stratum", "n_replicates", "n_replicates_control", "n_replicates_treated"),
-        *("distance", "distance_low", "distance_high", "statistic", "r2", "p_value", "p_adjusted"),
+        *("matched_cells", "distance", "distance_low", "distance_high", "statistic", "r2", "p_value", "p_adjusted"),
         *("n_arrangements", "enumerated", "smallest_p"),
     ]
     assert list(table["stratum"]) == ["B", "T"] and (table["n_replicates"] == 8).all()
@@ -302,7 +151,12 @@ def test_populations_of_one_to_three_cells(study):
         ({}, {"covariates": "nothing"}, KeyError, "covariates='nothing' is not in"),
         ({}, {"groups": ["control", "other"]}, KeyError, "groups=.'other'. are not in"),
         ({}, {"groups": "control"}, ValueError, "at least two"),
+        ({}, {"groups": 5}, TypeError, "groups=5 must be a list"),
+        ({}, {"replicate_key": None}, TypeError, "replicate_key=None"),
         ({}, {"n_permutations": 0}, ValueError, "n_permutations=0"),
+        ({}, {"n_permutations": 10**12}, ValueError, "from 1 to 10,000,000"),
+        ({}, {"seed": "a"}, TypeError, "seed='a'"),
+        ({}, {"seed": -1}, ValueError, "seed=-1"),
         ({}, {"correction": "holm"}, ValueError, "correction='holm'"),
         ({}, {"groupby": "batch"}, ValueError, "groupby='batch' has the values .* in population 'donor_"),
         (
@@ -357,9 +211,67 @@ def test_models_that_cannot_be_asked(study, make_model, tmp_path):
 
 def test_groups_that_training_knew(study):
     cells = _with(study, batch=study.adata.obs["condition"])
-    with pytest.warns(UserWarning, match="is the model's batch_key"), warnings.catch_warnings():
+    with pytest.warns(UserWarning, match="was the model's batch_key"), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "(?s).*batch.*not")
         scgde.tl.test_groups(study, "batch", replicate_key="donor", adata=cells)
+
+
+def test_groups_that_follow_from_a_covariate_of_training(study):
+    obs = study.adata.obs
+    for key, name in (("batch_key", "donor"), ("categorical_covariate_keys", ["sex", "donor"])):
+        model = SimpleNamespace(registry_={"setup_args": {key: name}})
+        with pytest.warns(UserWarning, match=f"follows from 'donor', which was the model's {key}"):
+            _warn_of_training(model, "condition", obs)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        _warn_of_training(
+            SimpleNamespace(registry_={"setup_args": {"batch_key": "family"}}),
+            "condition",
+            obs,
+        )
+
+
+def test_cells_are_left_out_where_groups_have_more(study):
+    cells = study.adata
+    order = cells.obs.groupby(["donor", "cell_type"], observed=True).cumcount().to_numpy()
+    uneven = cells[(order < 6) | (cells.obs["condition"] == "treated").to_numpy()].copy()
+    options = {"replicate_key": "donor", "stratify_by": "cell_type", "adata": uneven, "seed": 0}
+    table = scgde.tl.test_groups(study, "condition", **options)
+    assert table["matched_cells"].all()
+    every = scgde.tl.test_groups(study, "condition", match_cells=False, **options)
+    assert not every["matched_cells"].any() and (every["statistic"] != table["statistic"]).all()
+    pd.testing.assert_frame_equal(table, scgde.tl.test_groups(study, "condition", match_cells=True, **options))
+    # with six cells of every population there is nothing to leave out
+    even = cells[order < 6].copy()
+    both = [
+        scgde.tl.test_groups(study, "condition", **options | {"adata": even, "match_cells": m}) for m in (True, False)
+    ]
+    np.testing.assert_allclose(both[0]["statistic"], both[1]["statistic"], rtol=1e-5)
+    with pytest.raises(TypeError, match="match_cells='yes'"):
+        scgde.tl.test_groups(study, "condition", match_cells="yes", **options)
+
+
+def test_numbers_of_a_categorical_column_are_categories(study):
+    site = study.adata.obs["donor"].str[-1].astype(int).to_numpy() % 3
+    options = {"replicate_key": "donor", "covariates": "site", "seed": 0}
+    codes, names, numbers = (
+        scgde.tl.test_groups(study, "condition", adata=_with(study, site=column), **options)
+        for column in (pd.Categorical(site), site.astype(str), site)
+    )
+    pd.testing.assert_frame_equal(codes, names)
+    assert codes["r2"][0] != pytest.approx(numbers["r2"][0], rel=1e-3)
+
+
+def test_counts_of_arrangements_are_whole_beside_tests_that_cannot_be_made(study):
+    cells = study.adata
+    missing = cells[((cells.obs["cell_type"] == "B") | (cells.obs["condition"] == "control")).to_numpy()].copy()
+    options = {"replicate_key": "donor", "stratify_by": "cell_type", "adata": missing, "n_permutations": 9, "seed": 0}
+    with (
+        pytest.warns(UserWarning, match="1 of 2 tests cannot be made"),
+        patch("scgde.tl._permanova.n_arrangements", return_value=2**70),
+    ):
+        table = scgde.tl.test_groups(study, "condition", **options)
+    assert table["n_arrangements"].tolist() == [2**63 - 1, 0]
 
 
 def test_genes_in_units_of_replicates(study):
@@ -418,6 +330,25 @@ def test_pseudobulk_counts(study):
         scgde.tl.pseudobulk(study.adata.obs, "donor")
     with pytest.raises(ValueError, match="not integers"):
         scgde.tl.pseudobulk(_scaled(study.adata), "donor")
+    with pytest.raises(TypeError, match="replicate_key=None"):
+        scgde.tl.pseudobulk(study.adata, None)
+    with pytest.raises(ValueError, match="'n_cells' cannot be used"):
+        scgde.tl.pseudobulk(_with(study, n_cells=study.adata.obs["condition"]), "donor", groupby="n_cells")
+    alike = _with(study, one=np.where(np.arange(study.adata.n_obs) < 9, "a|b", "a"))
+    alike.obs["two"] = np.where(np.arange(study.adata.n_obs) < 9, "c", "b|c")
+    with pytest.raises(ValueError, match="Two rows would be named 'a|b|c'"):
+        scgde.tl.pseudobulk(alike, "one", stratify_by="two")
+    for value, message in ((np.inf, "infinite"), (1e19, "no integer holds")):
+        large = study.adata.copy()
+        large.X[0, 0] = value
+        with pytest.raises(ValueError, match=message):
+            scgde.tl.pseudobulk(large, "donor")
+
+
+def test_genes_of_pairs_say_which_blocks_are_left_out(study):
+    lonely = study.adata[(study.adata.obs["donor"] != "donor_7").to_numpy()].copy()
+    with pytest.warns(UserWarning, match="family_3"):
+        scgde.tl.rank_genes_groups(study, "condition", replicate_key="donor", block_key="family", adata=lonely)
 
 
 def _scaled(adata):

@@ -151,6 +151,40 @@ def test_depths_are_matched_where_they_differ(trained):
     assert row["matched_depth"] and row["p_value"] > 0.05
 
 
+def test_depths_are_matched_within_blocks(trained):
+    # lanes differ in depth, and the two populations in their shares of the lanes: in each lane there is nothing to match
+    largest = trained.adata.obs["population"].value_counts().idxmax()
+    cells = ad.concat([trained.adata[(trained.adata.obs["population"] == largest).to_numpy()]] * 4)
+    cells.obs_names_make_unique()
+    rng = np.random.default_rng(0)
+    deep, first = (rng.permutation(cells.n_obs) < cells.n_obs // 2 for _ in range(2))
+    first = np.where(rng.random(cells.n_obs) < 0.6, deep, first)
+    cells.X = np.where(deep[:, None], cells.X.toarray(), rng.binomial(cells.X.toarray().astype(int), 0.25))
+    cells.X = cells.X.astype(np.float32)
+    cells.obs["lane"], cells.obs["population"] = np.where(deep, "deep", "shallow"), np.where(first, "one", "two")
+    options = {"adata": cells, "seed": 0, "n_permutations": 99}
+    apart = [
+        scgde.tl.test_populations(trained, "one", "two", block_key="lane", match_depth=m, **options)
+        for m in (True, False)
+    ]
+    assert apart[0]["statistic"][0] < 1.6 and apart[1]["statistic"][0] < 1.6
+    whole = scgde.tl.test_populations(trained, "one", "two", block_key=False, match_depth=False, **options)
+    assert whole["statistic"][0] > 2  # so much is between lanes
+
+
+def test_arguments_of_a_test_are_checked(trained):
+    pair = trained.get_population_embedding().index[:2]
+    for options, error, message in (
+        ({"match_depth": "yes"}, TypeError, "match_depth='yes'"),
+        ({"block_key": 0}, TypeError, "block_key=0"),
+        ({"block_key": ""}, TypeError, "block_key=''"),
+        ({"n_permutations": 10**12}, ValueError, "from 1 to 10,000,000"),
+        ({"seed": 1.5}, TypeError, "seed=1.5"),
+    ):
+        with pytest.raises(error, match=message):
+            scgde.tl.test_populations(trained, *pair, **options)
+
+
 def test_cells_without_counts_are_not_matched(trained):
     cells = trained.adata[:60].copy()
     cells.obs["population"] = np.where(np.arange(60) < 30, "empty", "full")

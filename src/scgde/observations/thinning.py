@@ -31,7 +31,9 @@ def thin_counts(counts: sp.csr_matrix, keep: np.ndarray, rng: np.random.Generato
     return result
 
 
-def matching_shares(total: np.ndarray, codes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def matching_shares(
+    total: np.ndarray, codes: np.ndarray, rng: np.random.Generator, block: np.ndarray | None = None
+) -> np.ndarray:
     """Share of its reads that each cell keeps so that all groups have one distribution of depth.
 
     A cell at quantile ``q`` of its group keeps as many reads as the cell at ``q`` of the group that has fewest there.
@@ -44,18 +46,23 @@ def matching_shares(total: np.ndarray, codes: np.ndarray, rng: np.random.Generat
         Group of each cell, -1 for cells in none, which keep all.
     rng
         Breaks ties.
+    block
+        Block of each cell, such as its batch, within which groups are matched; one by default. Cells of a group that is alone
+        in its block keep all.
 
     Returns
     -------
     Shares between 0 and 1, ``(cells,)``.
     """
     total = np.asarray(total, dtype=np.float64)
-    groups = [np.flatnonzero(codes == k) for k in np.unique(codes[codes >= 0])]
-    ordered = [own[np.lexsort((rng.random(len(own)), total[own]))] for own in groups]
-    places = [(np.arange(len(own)) + 0.5) / len(own) for own in ordered]
     keep = np.ones(len(total))
-    for own, place in zip(ordered, places, strict=True):
-        target = np.min([np.interp(place, p, total[o]) for o, p in zip(ordered, places, strict=True)], axis=0)
-        keep[own] = np.minimum(target / np.maximum(total[own], 1.0), 1.0)
+    block = np.zeros(len(total), dtype=np.int64) if block is None else block
+    for b in np.unique(block):
+        groups = [np.flatnonzero((codes == k) & (block == b)) for k in np.unique(codes[(codes >= 0) & (block == b)])]
+        ordered = [own[np.lexsort((rng.random(len(own)), total[own]))] for own in groups]
+        places = [(np.arange(len(own)) + 0.5) / len(own) for own in ordered]
+        for own, place in zip(ordered, places, strict=True):
+            target = np.min([np.interp(place, p, total[o]) for o, p in zip(ordered, places, strict=True)], axis=0)
+            keep[own] = np.minimum(target / np.maximum(total[own], 1.0), 1.0)
     keep[total == 0] = 1.0
     return keep

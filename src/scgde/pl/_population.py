@@ -176,7 +176,8 @@ def population_embedding(
     outlines = None
     if view.axes is not None and error_ellipses is not False:
         outlines = _outlines(pop, view.axes, required=bool(error_ellipses))
-    unknown = [name for name in annotate or () if name not in pop.obs_names]
+    annotate = [annotate] if isinstance(annotate, str) else list(annotate or ())
+    unknown = [name for name in annotate if name not in pop.obs_names]
     if unknown:
         msg = f"annotate holds {unknown}, which are no populations of `pop`. Pass names from `pop.obs_names`."
         raise ValueError(msg)
@@ -208,7 +209,7 @@ def population_embedding(
         ax.set_aspect("equal", adjustable="datalim")
     if size_column is not None:
         _size_legend(ax, size_column, str(size))
-    for name in annotate or ():
+    for name in annotate:
         row = pop.obs_names.get_loc(name)
         offset = 1 + np.sqrt(areas[row]) / 2 / np.sqrt(2)
         text = _style.shorten(name)
@@ -246,12 +247,7 @@ def _project(pop: AnnData, basis: str, dimensions: tuple[int, int]) -> Projectio
         error = pop.layers["standard_error"] if "standard_error" in pop.layers else np.full(values.shape, np.nan)
         axes, share, n_axes = axes_beyond_noise(values, np.asarray(error, dtype=float))
         values = (values - values.mean(axis=0)) @ axes
-    chosen = list(dimensions)
-    if len(chosen) != 2 or chosen[0] == chosen[1] or not all(0 <= dim < values.shape[1] for dim in chosen):
-        msg = (
-            f"dimensions={dimensions} must be two different integers from 0 to {values.shape[1] - 1} (basis={basis!r})."
-        )
-        raise ValueError(msg)
+    chosen = _style.choose_dimensions(dimensions, values.shape[1])
     first, second = (_dimension_label(basis, dim, share, n_axes) for dim in chosen)
     return Projection(values[:, chosen], None if basis == "umap" else axes[:, chosen], (first, second))
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+from anndata import AnnData
 from matplotlib.collections import LineCollection
 
 from . import _style
 from ._axes import principal_axes
 
 if TYPE_CHECKING:
-    from anndata import AnnData
     from matplotlib.axes import Axes
 
 
@@ -64,7 +64,7 @@ def replicates(
     >>> pop = model.get_population_adata()  # doctest: +SKIP
     >>> scgde.pl.replicates(pop, "condition", block_key="donor")  # doctest: +SKIP
     """
-    if "X_gde" not in pop.obsm:
+    if not isinstance(pop, AnnData) or "X_gde" not in pop.obsm:
         message = '`pop.obsm["X_gde"]` is absent. Pass the AnnData that `get_population_adata` returns.'
         raise KeyError(message)
     z = np.asarray(pop.obsm["X_gde"], dtype=float)
@@ -75,10 +75,7 @@ def replicates(
             message = f"{argument}={name!r} is missing in {missing} rows. Leave these rows of `pop` out."
             raise ValueError(message)
     axes, share = principal_axes(z)
-    shown = list(dimensions)
-    if len(shown) != 2 or shown[0] == shown[1] or not all(0 <= dim < axes.shape[1] for dim in shown):
-        message = f"dimensions={dimensions} must be two different integers from 0 to {axes.shape[1] - 1}."
-        raise ValueError(message)
+    shown = _style.choose_dimensions(dimensions, axes.shape[1])
     points = (z - z.mean(0)) @ axes[:, shown]
     groups = _style.as_categories(pop.obs[groupby])
     colors = _style.category_colors(pop, groupby, groups.categories)

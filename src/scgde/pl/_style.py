@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -39,6 +39,20 @@ def require_obs_column(adata: AnnData, argument: str, key: str) -> pd.Series:
         msg = f"{argument}={key!r} is not a column of `.obs`. Pass one of its columns ({columns})."
         raise KeyError(msg)
     return adata.obs[key]
+
+
+def choose_dimensions(dimensions: Any, n: int) -> list[int]:
+    """The two axes to show, of ``n`` that there are."""
+    integers = isinstance(dimensions, tuple | list | np.ndarray) and all(
+        isinstance(dim, int | np.integer) and not isinstance(dim, bool) for dim in dimensions
+    )
+    if n < 2:
+        msg = "Populations spread along fewer than two axes, so that no plane can be shown. Three populations are needed at least."
+        raise ValueError(msg)
+    if not integers or len(dimensions) != 2 or len(set(dimensions)) < 2 or not all(0 <= dim < n for dim in dimensions):
+        msg = f"dimensions={dimensions!r} must be two different integers from 0 to {n - 1}, such as (0, 1)."
+        raise ValueError(msg)
+    return [int(dim) for dim in dimensions]
 
 
 def is_continuous(values: pd.Series) -> bool:

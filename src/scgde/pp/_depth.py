@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
+from anndata import AnnData
 
+from scgde._seeds import resolve_seed
+from scgde.data.populations import as_label, column_labels
 from scgde.observations.thinning import matching_shares, thin_counts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from anndata import AnnData
 
 
 def match_depth(
@@ -21,6 +22,7 @@ def match_depth(
     groupby: str,
     *,
     groups: Sequence[Any] | None = None,
+    block_key: str | None = None,
     layer: str | None = None,
     seed: int | None = None,
 ) -> AnnData:
@@ -37,6 +39,8 @@ def match_depth(
         Column of ``obs`` with the groups.
     groups
         Values of it to match; all by default. Other cells, and cells with none, stay as they are.
+    block_key
+        Column such as batch or lane: groups are matched within each of its values.
     layer
         Layer with the counts; ``X`` by default.
     seed
@@ -49,9 +53,9 @@ def match_depth(
     Raises
     ------
     KeyError
-        If ``groupby``, ``layer`` or a group is unknown.
-    ValueError
-        If there are fewer than two groups, or values are no counts.
+        If ``groupby``, ``block_key``, ``layer`` or a group is unknown.
+    ValueError, TypeError
+        If there are fewer than two groups, values are no counts, or cells are on disk.
 
     Examples
     --------
@@ -61,33 +65,33 @@ def match_depth(
     >>> bool(matched.X.sum() < adata.X.sum())
     True
     """
-    from scvi import settings
+    from scgde.data.cells import check_counts, check_finite, locate_matrix
 
-    from scgde.data.cells import check_counts
-
-    if groupby not in adata.obs:
-        message = f"groupby={groupby!r} is not in adata.obs; there are {list(adata.obs.columns)}."
-        raise KeyError(message)
-    if layer is not None and layer not in adata.layers:
-        message = f"layer={layer!r} is not in adata.layers; there are {list(adata.layers)}."
-        raise KeyError(message)
-    column = adata.obs[groupby]
-    codes, names = pd.factorize(column)
-    if groups is not None:
-        unknown = [g for g in groups if g not in names]
-        if unknown:
-            message = f"groups={unknown} are no values of obs[{groupby!r}]."
+    if not isinstance(adata, AnnData):
+        message = f"adata is a {type(adata).__name__} and must be an AnnData."
+        raise TypeError(message)
+    for argument, name in (("groupby", groupby), ("block_key", block_key)):
+        if name is not None and name not in adata.obs:
+            message = f"{argument}={name!r} is not in adata.obs; there are {list(adata.obs.columns)}."
             raise KeyError(message)
-        codes = np.where(column.isin(list(groups)).to_numpy(), codes, -1)
+    codes, names = pd.factorize(column_labels(adata.obs[groupby]))
+    if groups is not None:
+        wanted = [as_label(group) for group in ([groups] if isinstance(groups, str) else groups)]
+        unknown = [label for label in wanted if label not in names]
+        if unknown:
+            message = f"groups={unknown} are no values of obs[{groupby!r}]; there are {list(names[:5])}."
+            raise KeyError(message)
+        codes = np.where(np.append(np.isin(names, wanted), False)[codes], codes, -1)
     if len(np.unique(codes[codes >= 0])) < 2:
         message = f"There are fewer than two groups with cells in obs[{groupby!r}]; nothing can be matched."
         raise ValueError(message)
-    rows = adata.X if layer is None else adata.layers[layer]
+    rows = locate_matrix(adata, layer, None)
+    check_finite(rows)
     check_counts(rows, "zinb")
     counts = sp.csr_matrix(rows)
-    seed = settings.seed if seed is None else seed
-    rng = np.random.default_rng(seed)
-    keep = matching_shares(np.asarray(counts.sum(axis=1)).reshape(-1), codes, rng)
+    rng = np.random.default_rng(resolve_seed(seed))
+    block = None if block_key is None else pd.factorize(column_labels(adata.obs[block_key]))[0]
+    keep = matching_shares(np.asarray(counts.sum(axis=1)).reshape(-1), codes, rng, block)
     result = adata.copy()
     thinned = thin_counts(counts, keep, rng)
     if layer is None:

@@ -11,7 +11,7 @@ import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
 
-from scgde.data.cells import check_counts, locate_matrix
+from scgde.data.cells import check_counts, check_finite, locate_matrix
 from scgde.data.populations import as_label, column_labels
 from scgde.tl._genes import _decode
 from scgde.tl._permanova import DesignError
@@ -19,7 +19,10 @@ from scgde.tl._replicates import (
     Replicates,
     as_replicates,
     choose_groups,
+    covariate_values,
     describe_populations,
+    given_columns,
+    one_group_blocks,
     require_columns,
     require_model,
     require_units,
@@ -52,7 +55,8 @@ def rank_genes_groups(
     means of the two groups over its standard error, with replicates as the units: that of Welch, or that of the mean
     of differences within blocks where ``block_key`` is given.
 
-    No p-values are given, since decoded expression has none of the noise of counts. :func:`scgde.tl.test_groups` says
+    Decoded expression is smooth: fold changes are smaller than those of counts, and a gene that changes alone, with no others that go
+    with it, may not be seen. No p-values are given, since decoded expression has none of the noise of counts. :func:`scgde.tl.test_groups` says
     whether groups differ, and :func:`scgde.tl.pseudobulk` makes the table on which single genes are tested.
 
     Parameters
@@ -123,7 +127,7 @@ def rank_genes_groups(
         means[:, k] = (np.log1p(profiles) if is_count else profiles).mean(0), profiles.mean(0)
     size = np.bincount(codes[codes >= 0], minlength=len(labels)).astype(np.float64)
     strata = [None] if stratify_by is None else sorted(described["stratum"].unique())
-    frames, problems = [], []
+    frames, problems, lost = [], [], {}
     for stratum, group in product(strata, [label for label in every if label != base]):
         inside = described["group"].isin([group, base])
         if stratum is not None:
@@ -135,6 +139,8 @@ def rank_genes_groups(
         except DesignError as problem:
             problems.append(f"{group} in {stratum}: {problem}" if stratum is not None else str(problem))
             continue
+        if sample.lost:
+            lost[group if stratum is None else f"{group} in {stratum}"] = sample.lost
         frame = _scores(sample, np.asarray(model._variables()).astype(str), is_count)
         frame.insert(0, "group", group)
         if stratum is not None:
@@ -145,6 +151,8 @@ def rank_genes_groups(
     if problems:
         text = f"{len(problems)} of {len(problems) + len(frames)} comparisons cannot be made, such as {problems[0]}"
         warnings.warn(text, UserWarning, stacklevel=2)
+    if lost:
+        warnings.warn(one_group_blocks(lost), UserWarning, stacklevel=2)
     return pd.concat(frames, ignore_index=True)
 
 
@@ -242,24 +250,39 @@ def pseudobulk(
         raise TypeError(message)
     names = [covariates] if isinstance(covariates, str) else list(covariates or [])
     keys = {"replicate_key": replicate_key, "stratify_by": stratify_by, "groupby": groupby, "block_key": block_key}
-    given = [(argument, name) for argument, name in keys.items() if name is not None]
+    given = given_columns({k: v for k, v in keys.items() if k != "groupby" or v is not None})
     require_columns(adata.obs, [*given, *(("covariates", name) for name in names)])
+    if "n_cells" in [*dict(given).values(), *names]:
+        message = "A column named 'n_cells' cannot be used: the table gives numbers of cells under this name. Rename it in obs."
+        raise ValueError(message)
     matrix = locate_matrix(adata, layer, None)
+    check_finite(matrix)
     check_counts(matrix, "nb")
 
     roles = {"replicate_key": "replicate", "groupby": "group", "block_key": "block"}
     frame = pd.DataFrame({roles[a]: column_labels(adata.obs[name]) for a, name in given if a in roles})
-    frame = frame.assign(**{f"covariate:{name}": adata.obs[name] for name in names})
+    frame = frame.assign(**{f"covariate:{name}": covariate_values(adata.obs[name]) for name in names})
     require_units(frame.drop_duplicates(), keys, names)
     parts = [column_labels(adata.obs[name]) for name in (replicate_key, stratify_by) if name is not None]
     cells = pd.Series(list(zip(*parts, strict=True)), index=adata.obs_names)
     codes, rows = pd.factorize(cells, sort=True)
     sums = sp.csr_matrix((np.ones(len(codes)), (codes, np.arange(len(codes))))) @ matrix
     sums = sums.toarray() if sp.issparse(sums) else np.asarray(sums)
+    if sums.max(initial=0.0) >= 2**63:
+        message = (
+            f"Sums of counts reach {sums.max():.3g}, which no integer holds: these are no counts of molecules or reads."
+        )
+        raise ValueError(message)
     first = np.unique(codes, return_index=True)[1]
     obs = pd.DataFrame({name: column_labels(adata.obs[name]).iloc[first].to_numpy() for _, name in given})
     for name in names:
-        obs[name] = adata.obs[name].iloc[first].to_numpy()
+        obs[name] = adata.obs[name].iloc[first].array
     obs.index = pd.Index(["|".join(row) for row in rows], dtype=str)
+    if not obs.index.is_unique:
+        message = (
+            f"Two rows would be named {obs.index[obs.index.duplicated()][0]!r}: replicate_key={replicate_key!r} or "
+            f"stratify_by={stratify_by!r} has labels with '|'. Rename them."
+        )
+        raise ValueError(message)
     obs["n_cells"] = np.bincount(codes)
     return AnnData(X=np.rint(sums).astype(np.int64), obs=obs, var=adata.var.copy())

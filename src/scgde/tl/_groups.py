@@ -9,9 +9,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from scgde.observations.thinning import matching_shares
 from scgde.tl._permanova import DesignError, distance_interval, permanova
-from scgde.tl._replicates import Replicates, as_replicates, choose_groups, describe_populations, require_model
-from scgde.uncertainty import adjust_p_values
+from scgde.tl._replicates import (
+    Replicates,
+    as_replicates,
+    choose_groups,
+    describe_populations,
+    one_group_blocks,
+    require_model,
+)
+from scgde.uncertainty import adjust_p_values, check_permutations
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,6 +32,12 @@ LARGEST_COUNT = np.iinfo(np.int64).max
 LEVEL = 0.05
 """A test whose smallest p-value is above this is said to have none that could be small."""
 
+MANY_CELLS = 100
+"""Cells of a population from which on its embedding hardly depends on their number."""
+
+CELLS_RATIO = 1.5
+"""Ratio of the median numbers of cells of groups above which cells are left out, where a group has fewer than :data:`MANY_CELLS`."""
+
 
 def test_groups(
     model: GDEModel,
@@ -35,6 +49,7 @@ def test_groups(
     covariates: str | Sequence[str] | None = None,
     groups: Sequence[Any] | None = None,
     pairwise: bool = False,
+    match_cells: bool | None = None,
     adata: AnnData | None = None,
     n_permutations: int = 999,
     seed: int | None = None,
@@ -50,8 +65,8 @@ def test_groups(
     difference of conditions, however many cells there are. Training knows populations and not groups: embeddings of
     replicates that are exchangeable are exchangeable, and the test is exact for the very cells that trained the model
     (not if ``groupby`` was given to it as a batch or covariate). The hypothesis is that replicates of all groups have
-    one law: where groups are of unequal size, a difference in how much replicates scatter can be taken for one of
-    means.
+    one law, and as many cells: where groups are of unequal size, a difference in how much replicates scatter can be
+    taken for one of means, and embeddings of few cells scatter more and are drawn together (``match_cells``).
 
     Parameters
     ----------
@@ -74,6 +89,10 @@ def test_groups(
         Groups to compare; all by default.
     pairwise
         Test every pair of groups rather than all groups at once.
+    match_cells
+        Whether cells are left out at random first, so that populations of all groups have the same numbers of cells, in each
+        stratum and block. By default where the groups' median numbers differ more than 1.5-fold and the smallest is below
+        100.
     adata
         Cells; the model's own by default.
     n_permutations
@@ -91,6 +110,8 @@ def test_groups(
         With ``stratify_by``, and with ``pairwise``.
     ``n_replicates``, ``n_replicates_GROUP``, ``n_blocks``
         Replicates in the test, in all and of each group, and blocks.
+    ``matched_cells``
+        Whether cells were left out.
     ``distance``, ``distance_low``, ``distance_high``
         Distance between the means of the groups, freed of what the variance between replicates adds to it (root mean
         square over pairs of groups), and its 95 % interval over replicates
@@ -129,27 +150,22 @@ def test_groups(
     ... )
     """
     require_model(model)
-    if isinstance(n_permutations, bool) or not isinstance(n_permutations, int | np.integer) or n_permutations < 1:
-        message = f"n_permutations={n_permutations!r} must be a positive integer."
-        raise ValueError(message)
+    check_permutations(n_permutations)
+    if not (match_cells is None or isinstance(match_cells, bool)):
+        message = f"match_cells={match_cells!r} must be True, False, or None to match where numbers of cells differ."
+        raise TypeError(message)
     adjust_p_values(np.empty(0), correction)
     names = [covariates] if isinstance(covariates, str) else list(covariates or [])
     table, rows, embedding = model._embed(adata, None, None, vectors=False)
+    obs = table.obs.iloc[rows]
     described = describe_populations(
-        table.obs.iloc[rows],
+        obs,
         embedding.codes,
         embedding.labels,
         {"groupby": groupby, "replicate_key": replicate_key, "stratify_by": stratify_by, "block_key": block_key},
         names,
     )
-    if model.registry_["setup_args"].get("batch_key") == groupby:
-        warnings.warn(
-            f"groupby={groupby!r} is the model's batch_key: what differs between these groups was "
-            "taken for a technical "
-            "difference in training. Train without it to test for it.",
-            UserWarning,
-            stacklevel=2,
-        )
+    _warn_of_training(model, groupby, obs)
     every = choose_groups(described["group"], groups, groupby)
     tests = list(combinations(every, 2)) if pairwise else [tuple(every)]
     strata = [None] if stratify_by is None else sorted(described["stratum"].unique())
@@ -165,11 +181,15 @@ def test_groups(
             record |= {"source": compared[0], "target": compared[1]}
         name = " / ".join(record.values())
         chosen = np.flatnonzero(inside)
+        frame, z, n_cells = described.iloc[chosen], embedding.z[chosen], embedding.n_cells[chosen]
         try:
-            sample = as_replicates(
-                described.iloc[chosen], embedding.z[chosen], embedding.n_cells[chosen], compared, names
-            )
-            record |= _test(sample, compared, n_permutations, rng)
+            matched = _differ_in_cells(frame["group"], n_cells) if match_cells is None else match_cells
+            if matched:
+                taken = _matched_cells(embedding.codes, chosen, frame, rng)
+                some = model._embed(adata, rows[taken], None, vectors=False)[2]
+                z, n_cells = some.z, some.n_cells
+            sample = as_replicates(frame, z, n_cells, compared, names)
+            record |= _test(sample, compared, n_permutations, rng) | {"matched_cells": matched}
             if sample.lost:
                 lost[name] = sample.lost
         except DesignError as problem:
@@ -178,10 +198,46 @@ def test_groups(
     if len(problems) == len(records):
         message = next(iter(problems.values()))
         raise ValueError(message if len(records) == 1 else f"None of {len(records)} tests can be made. {message}")
-    frame = _in_order(pd.DataFrame(records), every)
-    frame["p_adjusted"] = adjust_p_values(frame["p_value"].to_numpy(), correction)
-    _warn(frame, problems, lost)
-    return frame
+    counts = {name for record in records for name in record if name.startswith("n_")}
+    records = [dict.fromkeys(counts, 0) | {"matched_cells": False, "enumerated": False} | record for record in records]
+    table_of_tests = _in_order(pd.DataFrame(records), every)
+    table_of_tests["p_adjusted"] = adjust_p_values(table_of_tests["p_value"].to_numpy(), correction)
+    _warn(table_of_tests, problems, lost)
+    return table_of_tests
+
+
+def _differ_in_cells(group: pd.Series, n_cells: np.ndarray) -> bool:
+    """Whether groups differ in their median number of cells by :data:`CELLS_RATIO`, and embeddings depend on that."""
+    medians = pd.Series(n_cells, index=group.index).groupby(group).median()
+    return bool(medians.min() < MANY_CELLS and medians.max() > CELLS_RATIO * medians.min())
+
+
+def _matched_cells(codes: np.ndarray, chosen: np.ndarray, frame: pd.DataFrame, rng: np.random.Generator) -> np.ndarray:
+    """Cells of the populations ``chosen``, left out at random until groups have one distribution of numbers of cells."""
+    members = [np.flatnonzero(codes == k) for k in chosen]
+    n_cells = np.array([len(own) for own in members])
+    group = pd.factorize(frame["group"])[0]
+    block = pd.factorize(frame["block"])[0] if "block" in frame else None
+    keep = np.maximum(np.rint(n_cells * matching_shares(n_cells, group, rng, block)), 1).astype(np.int64)
+    return np.concatenate([np.sort(rng.permutation(own)[:m]) for own, m in zip(members, keep, strict=True)])
+
+
+def _warn_of_training(model: GDEModel, groupby: str, obs: pd.DataFrame) -> None:
+    """Say where training took differences between groups for technical ones."""
+    given = model.registry_["setup_args"]
+    keys = {"batch_key": [given.get("batch_key")]}
+    keys |= {key: given.get(key) or [] for key in ("categorical_covariate_keys", "continuous_covariate_keys")}
+    for argument, names in keys.items():
+        for name in names:
+            if name != groupby and (name is None or name not in obs or argument == "continuous_covariate_keys"):
+                continue
+            if name == groupby or (obs.groupby(name, observed=True)[groupby].nunique() <= 1).all():
+                same = f"groupby={groupby!r} follows from {name!r}, which was the model's {argument}"
+                message = (
+                    f"{same}: what differs between these groups was taken for a technical difference in training, at least in "
+                    "part. Train without it to test for it."
+                )
+                warnings.warn(message, UserWarning, stacklevel=3)
 
 
 def _test(sample: Replicates, compared: Sequence[str], n_permutations: int, rng: np.random.Generator) -> dict[str, Any]:
@@ -218,10 +274,7 @@ def _in_order(frame: pd.DataFrame, every: Sequence[str]) -> pd.DataFrame:
     first = ["stratum", "source", "target", "n_replicates", *(f"n_replicates_{label}" for label in every), "n_blocks"]
     results = ["distance", "distance_low", "distance_high", "statistic", "r2", "p_value", "p_adjusted"]
     frame["p_adjusted"] = np.nan
-    for name in frame.columns[frame.columns.str.startswith("n_")]:
-        frame[name] = frame[name].fillna(0).astype(np.int64)
-    frame["enumerated"] = frame["enumerated"].eq(True)
-    names = [*first, *results, "n_arrangements", "enumerated", "smallest_p"]
+    names = [*first, "matched_cells", *results, "n_arrangements", "enumerated", "smallest_p"]
     return frame[[name for name in names if name in frame]]
 
 
@@ -229,13 +282,7 @@ def _warn(frame: pd.DataFrame, problems: dict[str, str], lost: dict[str, list[st
     """Say what was left out, and where no difference could have been found."""
     texts = []
     if lost:
-        name, blocks = next(iter(lost.items()))
-        texts.append(
-            f"block_key: {len(blocks)} blocks {'in ' + name if name else ''} have replicates of one "
-            "group only, such as "
-            f"{blocks[:3]}, and are left out"
-            + (f"; so are blocks in {len(lost) - 1} further tests." if len(lost) > 1 else ".")
-        )
+        texts.append(one_group_blocks(lost))
     if problems:
         name, problem = next(iter(problems.items()))
         texts.append(f"{len(problems)} of {len(frame)} tests cannot be made and are NaN, such as {name}: {problem}")

@@ -42,7 +42,7 @@ class GroupTest:
     n_arrangements
         Distinct ways to assign replicates to groups, within blocks and for given covariates.
     smallest_p
-        The p-value of the most extreme arrangement there is.
+        The p-value of the most extreme arrangement there is; where arrangements are too many to look at all, a lower bound.
     enumerated
         Whether every arrangement was looked at.
     """
@@ -120,8 +120,16 @@ def permanova(
     codes = np.zeros(n, dtype=np.int64) if block is None else np.unique(block, return_inverse=True)[1]
     total = n_arrangements(cells, codes)
     enumerated = total <= n_permutations
-    tied = _relabellings(groups, strata)
-    smallest = tied / total if enumerated else max(tied / total, 1 / (1 + n_permutations))
+    own = np.arange(n)[None]
+    rows = all_arrangements(cells, codes) if enumerated else own
+    if enumerated:
+        # arrangements that are one for any vectors (groups with their names exchanged, for example) are one for random ones
+        generic = np.random.default_rng(0).normal(size=(n, 3))
+        generic -= reduced @ (reduced.T @ generic)
+        shares = _shares(generic, rows, reduced, between)
+        smallest = float((np.abs(shares - _shares(generic, own, reduced, between)[0]) <= _TIE).mean())
+    else:
+        smallest = max(_relabellings(groups, strata) / total, 1 / (1 + n_permutations))
 
     x = np.asarray(x, dtype=np.float64)
     y = x - x.mean(0)
@@ -134,14 +142,15 @@ def permanova(
     kept = scales > 1e-9 * scales[0]
     y = left[:, kept] * (np.sqrt(scales[kept]) if spread else scales[kept])
 
+    observed = _shares(y, own, reduced, between)[0]
     if enumerated:
-        rows = all_arrangements(cells, codes)
+        p_value = float((_shares(y, rows, reduced, between) >= observed - _TIE).mean())
     else:
-        drawn = _draw(codes, n_permutations, rng)
-        rows = np.concatenate([np.arange(n)[None], drawn])
-    share = _shares(y, rows, reduced, between)
-    observed = _shares(y, np.arange(n)[None], reduced, between)[0]
-    p_value = float((share >= observed - _TIE).mean())
+        exceeding, step = 0, max(_ENTRIES // n, 1)
+        for start in range(0, n_permutations, step):
+            drawn = _draw(codes, min(step, n_permutations - start), rng)
+            exceeding += int((_shares(y, drawn, reduced, between) >= observed - _TIE).sum())
+        p_value = (1 + exceeding) / (1 + n_permutations)
     with np.errstate(divide="ignore"):
         statistic = float(np.divide(observed / df, max(1 - observed, 0.0) / df_error))
     return GroupTest(statistic, p_value, float(observed), total, smallest, enumerated)
@@ -243,6 +252,8 @@ def _indicators(codes: NDArray[np.integer]) -> NDArray[np.float64]:
 
 def standardised(covariates: NDArray[np.floating]) -> NDArray[np.float64]:
     """Columns of mean zero and unit variance; constants become zero."""
+    largest = np.abs(covariates).max(0, initial=0.0)
+    covariates = covariates / np.where(largest > 1e100, largest, 1.0)  # squares of larger numbers overflow
     centred = covariates - covariates.mean(0)
     sd = centred.std(0)
     return np.where(sd > 1e-12 * (1 + np.abs(covariates).max(0)), centred / np.where(sd > 0, sd, 1.0), 0.0)
@@ -264,7 +275,7 @@ def _cells(
 
 
 def _relabellings(groups: NDArray[np.integer], strata: NDArray[np.integer]) -> int:
-    """Ways to exchange names of groups that leave the design as it is: these arrangements have one pseudo-F."""
+    """Ways to exchange names of groups that leave the design as it is: these arrangements, at least, have one pseudo-F."""
     counts = _indicators(groups).T @ _indicators(strata)
     total = 1
     for m in np.unique(counts, axis=0, return_counts=True)[1]:

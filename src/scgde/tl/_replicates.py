@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +45,32 @@ def require_columns(obs: pd.DataFrame, named: Sequence[tuple[str, str]]) -> None
             raise ValueError(message)
 
 
+def given_columns(columns: Mapping[str, str | None]) -> list[tuple[str, str]]:
+    """The columns that were given, as (argument, name); groups and replicates have to be."""
+    for argument in ("groupby", "replicate_key"):
+        if argument in columns and columns[argument] is None:
+            message = f"{argument}=None must be the name of a column of adata.obs."
+            raise TypeError(message)
+    return [(argument, name) for argument, name in columns.items() if name is not None]
+
+
+def covariate_values(column: pd.Series) -> pd.Series:
+    """Values of a covariate: numbers, or labels, which those of a categorical column are whatever they look like."""
+    if pd.api.types.is_numeric_dtype(column):
+        return column
+    return column_labels(column)
+
+
+def one_group_blocks(lost: Mapping[str, list[str]]) -> str:
+    """What a warning says of the blocks left out of each test."""
+    name, blocks = next(iter(lost.items()))
+    return (
+        f"block_key: {len(blocks)} blocks {'in ' + name if name else ''} have replicates of one group only, such as "
+        f"{blocks[:3]}, and are left out"
+        + (f"; so are blocks in {len(lost) - 1} further tests." if len(lost) > 1 else ".")
+    )
+
+
 def describe_populations(
     obs: pd.DataFrame,
     codes: np.ndarray,
@@ -73,13 +100,13 @@ def describe_populations(
     """
     assigned = codes >= 0
     obs, codes = obs.loc[assigned], codes[assigned]
-    given = [(argument, name) for argument, name in columns.items() if name is not None]
+    given = given_columns(columns)
     require_columns(obs, [*given, *(("covariates", name) for name in covariates)])
     first = np.empty(len(labels), dtype=np.int64)
     first[codes[::-1]] = np.arange(len(codes))[::-1]
     out = {}
     for argument, name in [*given, *(("covariates", name) for name in covariates)]:
-        column = obs[name] if argument == "covariates" else column_labels(obs[name])
+        column = covariate_values(obs[name]) if argument == "covariates" else column_labels(obs[name])
         numbers = pd.factorize(column)[0]
         varying = np.flatnonzero(numbers != numbers[first][codes])
         if len(varying):
@@ -139,7 +166,11 @@ def choose_groups(column: pd.Series, groups: Sequence[Any] | None, groupby: str)
     if groups is None:
         chosen = known
     else:
-        chosen = [as_label(group) for group in ([groups] if isinstance(groups, str) else groups)]
+        groups = [groups] if isinstance(groups, str) else groups
+        if not isinstance(groups, Iterable):
+            message = f"groups={groups!r} must be a list of values of {groupby!r}; there are {known}."
+            raise TypeError(message)
+        chosen = [as_label(group) for group in groups]
         unknown = [group for group in chosen if group not in known]
         if unknown:
             message = f"groups={unknown} are not in groupby={groupby!r}; there are {known}."

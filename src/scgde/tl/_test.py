@@ -13,7 +13,7 @@ import scipy.sparse as sp
 from scgde.generation import as_labels, find_labels
 from scgde.inference import components_of, encode_components
 from scgde.observations.thinning import matching_shares, thin_counts
-from scgde.uncertainty import adjust_p_values, permutation_test, spread_vectors
+from scgde.uncertainty import adjust_p_values, check_permutations, permutation_test, spread_vectors
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -79,7 +79,8 @@ def test_populations(
         different batches as if there were none.
     match_depth
         Whether counts are thinned first, so that the cells of both populations have the same depths
-        (:func:`scgde.pp.match_depth`). By default where their median depths differ more than 1.1-fold. For counts only.
+        (:func:`scgde.pp.match_depth`), in each block. By default where their median depths differ more than 1.1-fold, in some block
+        that has cells of both. For counts only.
     n_permutations
         Permutations for each pair. The smallest p-value is one over one more than this: adjusted for many pairs it is
         small only with many permutations.
@@ -102,7 +103,7 @@ def test_populations(
         Squared distance between the means of the transformed cells (:func:`scgde.uncertainty.spread_vectors`), over its
         average under permutation; about 1 without a difference.
     ``p_value``, ``p_adjusted``
-        NaN where a population has one cell, or no block has cells of both (a warning names such pairs).
+        NaN where a population has one cell, or no block has cells of both; a warning names such pairs.
     ``matched_depth``
         Whether counts were thinned for the p-value; the distance is of all counts.
 
@@ -118,10 +119,13 @@ def test_populations(
     if not isinstance(model, GDEModel):
         message = f"model is a {type(model).__name__} and must be a trained GDEModel; pass cells as adata=."
         raise TypeError(message)
-    is_integer = isinstance(n_permutations, int | np.integer) and not isinstance(n_permutations, bool)
-    if not is_integer or n_permutations < 1:
-        message = f"n_permutations={n_permutations!r} must be a positive integer."
-        raise ValueError(message)
+    check_permutations(n_permutations)
+    if not (block_key is None or block_key is False or (isinstance(block_key, str) and block_key)):
+        message = f"block_key={block_key!r} must be the name of a column of obs, False for no blocks, or None for the model's batches."
+        raise TypeError(message)
+    if not (match_depth is None or isinstance(match_depth, bool)):
+        message = f"match_depth={match_depth!r} must be True, False, or None to match where depths differ."
+        raise TypeError(message)
     adjust_p_values(np.empty(0), correction)
     is_count = model.module.observation.is_count
     if match_depth and not is_count:
@@ -133,7 +137,8 @@ def test_populations(
     if block_key is None:
         within = model.registry_["setup_args"].get("batch_key")
     block = None if within is None else _blocks(table, rows, within)
-    cells = _Cells(model, table, rows, {int(k): np.flatnonzero(embedding.codes == k) for k in np.unique(pairs)})
+    members = {int(k): np.flatnonzero(embedding.codes == k) for k in np.unique(pairs)}
+    cells = _Cells(model, table, rows, members, block)
     noise = np.square(embedding.standard_error.astype(np.float64)).sum(1)
     streams = model._randomness(seed)[0].spawn(len(pairs))
 
@@ -146,11 +151,10 @@ def test_populations(
         statistic = p_value = np.nan
         matched = is_count and cells.differ_in_depth(i, j) if match_depth is None else match_depth
         if min(embedding.n_cells[i], embedding.n_cells[j]) > 1:
-            union = np.concatenate([cells.members[i], cells.members[j]])
-            blocks = None if block is None else block[union]
+            blocks = cells.blocks(i, j)
             statistic, p_value = permutation_test(
                 spread_vectors(cells.matched(i, j, rng) if matched else cells.both(i, j), blocks),
-                np.arange(len(union)) < len(cells.members[i]),
+                np.arange(embedding.n_cells[i] + embedding.n_cells[j]) < embedding.n_cells[i],
                 rng,
                 n_permutations=n_permutations,
                 block=blocks,
@@ -177,8 +181,15 @@ def test_populations(
 class _Cells:
     """Cells of some populations in the representation without labels, those of a control kept from pair to pair."""
 
-    def __init__(self, model: GDEModel, table: CellTable, rows: np.ndarray, members: dict[int, np.ndarray]) -> None:
-        self.module, self.table, self.rows, self.members = model.module, table, rows, members
+    def __init__(
+        self,
+        model: GDEModel,
+        table: CellTable,
+        rows: np.ndarray,
+        members: dict[int, np.ndarray],
+        block: np.ndarray | None,
+    ) -> None:
+        self.module, self.table, self.rows, self.members, self.block = model.module, table, rows, members, block
         self.of = lru_cache(maxsize=KEPT_POPULATIONS)(self._of)
         self.totals = lru_cache(maxsize=None)(self._totals)
 
@@ -192,18 +203,29 @@ class _Cells:
         """Components of the cells of two populations, ``(cells, r)``."""
         return np.concatenate([self.of(int(i)), self.of(int(j))])
 
+    def blocks(self, i: int, j: int) -> np.ndarray | None:
+        """Blocks of the cells of two populations, ``(cells,)``."""
+        if self.block is None:
+            return None
+        return np.concatenate([self.block[self.members[int(k)]] for k in (i, j)])
+
     def differ_in_depth(self, i: int, j: int, ratio: float = DEPTH_RATIO) -> bool:
-        """Whether median depths differ more than ``ratio``-fold."""
-        one, two = (float(np.median(self.totals(int(k)))) for k in (i, j))
-        # cells without counts cannot be matched: nothing would be left of the others
-        return max(one, two) > ratio * min(one, two) > 0
+        """Whether median depths differ more than ``ratio``-fold in some block that has cells of both."""
+        totals, members = [self.totals(int(k)) for k in (i, j)], [self.members[int(k)] for k in (i, j)]
+        inside = [np.zeros(len(m), dtype=int) if self.block is None else self.block[m] for m in members]
+        for b in np.intersect1d(inside[0], inside[1]):
+            medians = [float(np.median(t[own == b])) for t, own in zip(totals, inside, strict=True)]
+            # cells without counts cannot be matched: nothing would be left of the others
+            if max(medians) > ratio * min(medians) > 0:
+                return True
+        return False
 
     def matched(self, i: int, j: int, rng: np.random.Generator) -> np.ndarray:
-        """:meth:`both` of counts that are thinned to one distribution of depth."""
+        """:meth:`both` of counts that are thinned to one distribution of depth, in each block: cells are permuted within these."""
         chosen = [self.rows[self.members[int(k)]] for k in (i, j)]
         counts = sp.vstack([sp.csr_matrix(self.table.rows(c)) for c in chosen], format="csr")
         codes = np.repeat([0, 1], [len(c) for c in chosen])
-        keep = matching_shares(np.asarray(counts.sum(axis=1)).reshape(-1), codes, rng)
+        keep = matching_shares(np.asarray(counts.sum(axis=1)).reshape(-1), codes, rng, self.blocks(i, j))
         return components_of(self.module, thin_counts(counts, keep, rng))
 
 
@@ -219,13 +241,15 @@ def _warn_of_depths(pairs: list[tuple[int, int]], labels: Sequence[str]) -> None
 
 
 def _warn_of_missing(frame: pd.DataFrame, block_key: str | None) -> None:
-    """Say which pairs of populations of two cells or more have no p-value, and why."""
-    missing = frame["p_value"].isna() & (frame[["n_source", "n_target"]].min(axis=1) > 1)
+    """Say which pairs have no p-value, and why."""
+    missing = frame["p_value"].isna()
     if not missing.any():
         return
     first = frame[missing].iloc[0]
     reason = "their cells are all alike in what is compared."
-    if block_key is not None:
+    if min(first["n_source"], first["n_target"]) < 2:
+        reason = "populations of one cell cannot be compared."
+    elif block_key is not None:
         reason = (
             f"no value of {block_key!r} has cells of both that differ, so that a difference cannot be told from one between blocks. Name "
             "another block_key, or pass block_key=False to ignore blocks."
