@@ -3,10 +3,10 @@
 `power`: donors whose three cell states have means, spreads and shares that vary from donor to donor, by 0.2 and by
 0.5 of the SD of cells within a state. One model with default settings is trained on 24 donors of the same law and 12
 each whose mean, spread or proportions are changed; it never sees which are which. Studies of n + n donors are drawn
-from these 60 again and again: null studies are random assignments of the 24 (so few of them are independent, at most
+from these 60 again and again, their moments being of the cells of all 60: null studies are random assignments of the 24 (so few of them are independent, at most
 24 / (2 n) of a model at a time), power studies draw n of the 24 and n of a changed law. Pseudobulk principal
 components and shares of clusters are of the cells of all 60 donors, as the embeddings are. All methods permute the
-same donors in the same ways. The transformation by S^(-1/4) was chosen on seed 0, so seeds here start at 1. The test
+same donors in the same ways. The transformation by S^(-1/4) and the parts that are compared were chosen on seed 0, so seeds here start at 1. The test
 of cells takes the groups of a null study as two populations. `intervals`: normal replicates with scales of directions
 falling by 0.7 or 0.9, a difference of random direction and given length in units of a replicate's whole SD. `real`:
 one model each.
@@ -23,6 +23,7 @@ from _common import CellPCA, PseudobulkPCA, group_means, options, quiet_train, r
 from sklearn.cluster import KMeans
 
 import scgde
+from scgde.tl._moments import population_moments
 from scgde.tl._permanova import distance_interval, permanova
 
 DONORS = {"null": 24, "mean": 12, "spread": 12, "proportions": 12}
@@ -81,11 +82,17 @@ def power(arguments) -> None:
             seconds.append(spent)
             z = model.get_population_embedding()
             codes, kinds = z.index.get_indexer(adata.obs["donor"]), z.index.str.split("_").str[0]
+            every = np.arange(adata.n_obs)
+            same = np.zeros(adata.n_obs, dtype=int)
+            moments = population_moments(model, model._table(), every, codes, same, None, np.random.default_rng(0))[:2]
+            parts = (z.to_numpy(float), *moments)
             pseudobulk = PseudobulkPCA(adata.X, codes, 10)(adata.X, codes)
             clusters = KMeans(8, n_init=3, random_state=seed).fit_predict(CellPCA(adata.X, 20, seed)(adata.X))
             vectors = {
-                "scgde": (z.to_numpy(float), True),
-                "scgde, plain distances": (z.to_numpy(float), False),
+                "scgde": (parts, True),
+                "scgde, plain distances": (parts, False),
+                "embeddings alone": (z.to_numpy(float), True),
+                "moments alone": (moments, True),
                 "pseudobulk PCA": (pseudobulk, False),
                 "pseudobulk PCA, S^-1/4": (pseudobulk, True),
                 "cluster shares": (np.sqrt(group_means(np.eye(8)[clusters], codes)), False),
@@ -105,8 +112,9 @@ def power(arguments) -> None:
                         level = 0.1 if n == 3 else 0.05
                         row = {"donor_sd": sd, "change": kind, "n": f"{n}+{n}", "level": level, "seed": seed}
                         for name, (x, spread) in vectors.items():
+                            chosen = [part[some] for part in x] if isinstance(x, tuple) else x[some]
                             test = permanova(
-                                x[some], groups, np.random.default_rng(draw), n_permutations=199, spread=spread
+                                chosen, groups, np.random.default_rng(draw), n_permutations=199, spread=spread
                             )
                             row[name] = float(test.p_value <= level + 1e-9)
                         if kind == "null" and r < arguments.cell_tests:

@@ -174,7 +174,7 @@ TITLES = {
     ),
     "groups": (
         "Two conditions, several donors",
-        "Share of studies of n + n donors with p at most `level` (`null`: all donors have one law): donors permuted on embeddings, on ten pseudobulk principal components, on shares of eight clusters "
+        "Share of studies of n + n donors with p at most `level` (`null`: all donors have one law): donors permuted on embeddings, means and spreads (`scgde`), on embeddings or the two moments alone, on ten pseudobulk principal components, on shares of eight clusters "
         "and on the mean of true latents; `test of cells` is `tl.test_populations` with cells as units. `groups.py --part power`",
     ),
     "groups_intervals": (

@@ -172,6 +172,14 @@ def spread_vectors(cells: NDArray[np.floating], block: NDArray[np.integer] | Non
     -------
     ``(cells, w + k (k + 1) / 2 + 1)`` with ``k`` components at most, zero on average in every block.
     """
+    weights = np.sqrt([1.0, SPREAD_WEIGHT, SPREAD_WEIGHT])
+    return np.concatenate([w * part for w, part in zip(weights, spread_parts(cells, block), strict=True)], axis=1)
+
+
+def spread_parts(
+    cells: NDArray[np.floating], block: NDArray[np.integer] | None = None
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """The three parts of :func:`spread_vectors`, each scaled to the norm 1."""
     x = _centre(np.asarray(cells, dtype=np.float64), block)
     values, axes = np.linalg.eigh(x.T @ x / max(len(x) - 1, 1))
     values, axes = values[::-1], axes[:, ::-1]
@@ -184,9 +192,7 @@ def spread_vectors(cells: NDArray[np.floating], block: NDArray[np.integer] | Non
     # the differential of a root of a diagonal matrix (Higham 2008, Functions of Matrices, theorem 3.11)
     spread = lead[:, i] * lead[:, j] / (root[i] + root[j]) * np.where(i == j, 1.0, np.sqrt(2.0))
     length = np.sqrt(np.square(lead / root).sum(1, keepdims=True))
-    parts = [mean, _balanced(_varying(spread, block)), _varying(length, block)]
-    weights = np.sqrt([1.0, SPREAD_WEIGHT, SPREAD_WEIGHT])
-    return np.concatenate([w * _to_unit(part) for w, part in zip(weights, parts, strict=True)], axis=1)
+    return _to_unit(mean), _to_unit(_balanced(_varying(spread, block))), _to_unit(_varying(length, block))
 
 
 def _varying(x: NDArray[np.float64], block: NDArray[np.integer] | None) -> NDArray[np.float64]:

@@ -9,9 +9,11 @@ import pandas as pd
 import pytest
 
 import scgde
+from scgde.inference import encode_components
 from scgde.tl._groups import _warn_of_training
 from scgde.tl._permanova import distance_interval, permanova
 from scgde.tl._replicates import as_replicates
+from scgde.uncertainty import spread_vectors
 
 
 @pytest.fixture(scope="module")
@@ -41,11 +43,35 @@ def _with(model, **columns):
     return cells
 
 
+def _moments(model, inside):
+    """Means over donors of components less the mean of their batch, and of what they say about spread."""
+    cells = np.flatnonzero(inside)
+    x = encode_components(model.module, model._table(), cells)
+    batch, donor = (model.adata.obs[name].to_numpy()[cells] for name in ("batch", "donor"))
+    for b in np.unique(batch):
+        x[batch == b] -= x[batch == b].mean(0)
+    spread = (
+        spread_vectors(x)[:, -56:] * 2
+    )  # ten components: 55 products and a length, which have a weight of a quarter
+    return [np.stack([v[donor == d].mean(0) for d in np.unique(donor)]) for v in (x, spread)]
+
+
 def test_one_test_for_each_cell_type(study):
-    table = scgde.tl.test_groups(study, "condition", replicate_key="donor", stratify_by="cell_type", seed=0)
+    with patch("scgde.tl._moments.DEPTH_RATIO", 100):
+        table = scgde.tl.test_groups(study, "condition", replicate_key="donor", stratify_by="cell_type", seed=0)
     assert list(table.columns) == [
         *("stratum", "n_replicates", "n_replicates_control", "n_replicates_treated"),
-        *("matched_cells", "distance", "distance_low", "distance_high", "statistic", "r2", "p_value", "p_adjusted"),
+        *(
+            "matched_cells",
+            "matched_depth",
+            "distance",
+            "distance_low",
+            "distance_high",
+            "statistic",
+            "r2",
+            "p_value",
+            "p_adjusted",
+        ),
         *("n_arrangements", "enumerated", "smallest_p"),
     ]
     assert list(table["stratum"]) == ["B", "T"] and (table["n_replicates"] == 8).all()
@@ -54,7 +80,8 @@ def test_one_test_for_each_cell_type(study):
     z = study.get_population_embedding()
     groups = np.repeat([0, 1], 4)
     x = z.loc[[f"donor_{k}|B" for k in range(8)]].to_numpy(float)
-    expected = permanova(x, groups, np.random.default_rng(0))
+    moments = _moments(study, (study.adata.obs["cell_type"] == "B").to_numpy())
+    expected = permanova([x, *moments], groups, np.random.default_rng(0))
     assert table["p_value"][0] == pytest.approx(expected.p_value)
     assert table["statistic"][0] == pytest.approx(expected.statistic, rel=1e-6)
     estimate, _, high = distance_interval(x, groups)
@@ -64,12 +91,16 @@ def test_one_test_for_each_cell_type(study):
 
 
 def test_populations_of_a_replicate_are_averaged_by_cells(study):
-    table = scgde.tl.test_groups(study, "condition", replicate_key="donor", seed=0)
+    with patch("scgde.tl._moments.DEPTH_RATIO", 100):
+        table = scgde.tl.test_groups(study, "condition", replicate_key="donor", seed=0)
     z = study.get_population_embedding()
     donor = z.index.str.split("|").str[0]
     weight = study.get_population_adata().obs["gde_n_cells"].to_numpy(float)
     x = np.stack([np.average(z[donor == d], axis=0, weights=weight[donor == d]) for d in np.unique(donor)])
-    expected = permanova(x, np.repeat([0, 1], 4), np.random.default_rng(0))
+    groups = np.repeat([0, 1], 4)
+    assert table["distance"][0] == pytest.approx(max(distance_interval(x, groups)[0], 0) ** 0.5, rel=1e-5)
+    moments = _moments(study, np.ones(study.adata.n_obs, dtype=bool))
+    expected = permanova([x, *moments], groups, np.random.default_rng(0))
     assert table["statistic"][0] == pytest.approx(expected.statistic, rel=1e-5)
     assert "stratum" not in table and table["p_value"][0] == expected.p_value == table["p_adjusted"][0]
 
@@ -249,6 +280,18 @@ def test_cells_are_left_out_where_groups_have_more(study):
     np.testing.assert_allclose(both[0]["statistic"], both[1]["statistic"], rtol=1e-5)
     with pytest.raises(TypeError, match="match_cells='yes'"):
         scgde.tl.test_groups(study, "condition", match_cells="yes", **options)
+
+
+def test_depths_are_matched_where_they_go_with_the_group(study):
+    cells, rng = study.adata.copy(), np.random.default_rng(0)
+    shallow = (cells.obs["condition"] == "control").to_numpy()
+    cells.X = cells.X[rng.permutation(cells.n_obs)].astype(np.float32)  # one law
+    cells.X[shallow] = rng.binomial(cells.X[shallow].astype(int), 0.3)
+    options = {"replicate_key": "donor", "adata": cells, "seed": 0}
+    table = scgde.tl.test_groups(study, "condition", **options)
+    assert table["matched_depth"][0] and table["p_value"][0] > 0.05
+    with patch("scgde.tl._moments.DEPTH_RATIO", 100):
+        assert scgde.tl.test_groups(study, "condition", **options)["statistic"][0] > 1.2 * table["statistic"][0]
 
 
 def test_numbers_of_a_categorical_column_are_categories(study):

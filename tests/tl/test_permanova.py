@@ -183,3 +183,12 @@ def test_no_vectors_have_a_smaller_p_value_than_the_smallest(groups, block, cova
         smallest.append(test.smallest_p)
     assert len(set(smallest)) == 1 and min(p) >= smallest[0] - 1e-12
     assert min(p) <= 2.001 * smallest[0]
+
+
+def test_parts_weigh_alike():
+    rng = np.random.default_rng(0)
+    one, two = rng.normal(size=(8, 3)), rng.normal(size=(8, 2))
+    groups = np.repeat([0, 1], 4)
+    r2 = [permanova(x, groups, rng).r2 for x in (one, two, [one, 1e3 * two], [one, np.ones((8, 1))])]
+    assert r2[2] == pytest.approx((r2[0] + r2[1]) / 2) and r2[3] == pytest.approx(r2[0])
+    assert np.isnan(permanova([np.ones((8, 1)), np.zeros((8, 2))], groups, rng).p_value)

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from scgde.observations.thinning import matching_shares
+from scgde.tl._moments import population_moments
 from scgde.tl._permanova import DesignError, distance_interval, permanova
 from scgde.tl._replicates import (
     Replicates,
@@ -33,7 +34,7 @@ LEVEL = 0.05
 """A test whose smallest p-value is above this is said to have none that could be small."""
 
 MANY_CELLS = 100
-"""Cells of a population from which on its embedding hardly depends on their number."""
+"""Cells of a population from which on what it is compared by hardly depends on their number."""
 
 CELLS_RATIO = 1.5
 """Ratio of the median numbers of cells of groups above which cells are left out, where a group has fewer than :data:`MANY_CELLS`."""
@@ -58,15 +59,16 @@ def test_groups(
     r"""Test whether groups of replicates differ, by permuting replicates between groups.
 
     Populations belong to replicates (donors, animals, wells) and replicates to groups (conditions). The statistic is
-    the pseudo-F of the populations' embeddings: variation between groups over variation between replicates of a group
-    (PERMANOVA; Anderson 2001, Austral Ecology 26), after multiplication by :math:`S^{-1/4}` with the covariance
-    :math:`S` of the replicates, which weighs directions of small variation up and does not know the groups.
+    a pseudo-F: variation between groups over variation between replicates of a group (PERMANOVA; Anderson 2001, Austral
+    Ecology 26). Replicates are compared by their embeddings, and by the means and the spreads of their cells
+    (:func:`scgde.uncertainty.spread_vectors`) in the components that :func:`test_populations` uses, less the effects of
+    batch and covariates that the model was given. The three weigh alike, after multiplication by :math:`S^{-1/4}` with the
+    covariance :math:`S` of the replicates, which weighs directions of small variation up and does not know the groups.
     Replicates are the units that are permuted, so that what differs between any two donors does not count as a
-    difference of conditions, however many cells there are. Training knows populations and not groups: embeddings of
-    replicates that are exchangeable are exchangeable, and the test is exact for the very cells that trained the model
-    (not if ``groupby`` was given to it as a batch or covariate). The hypothesis is that replicates of all groups have
-    one law, and as many cells: where groups are of unequal size, a difference in how much replicates scatter can be
-    taken for one of means, and embeddings of few cells scatter more and are drawn together (``match_cells``).
+    difference of conditions, however many cells there are. Groups have no part in any of this, and the test is exact for
+    the very cells that trained the model (not if ``groupby`` was given to it as a batch or covariate). The hypothesis is that replicates of all
+    groups have one law, and as many cells: where groups are of unequal size, a difference in how much replicates scatter can be
+    taken for one of means, and replicates of few cells scatter more (``match_cells``).
 
     Parameters
     ----------
@@ -110,10 +112,11 @@ def test_groups(
         With ``stratify_by``, and with ``pairwise``.
     ``n_replicates``, ``n_replicates_GROUP``, ``n_blocks``
         Replicates in the test, in all and of each group, and blocks.
-    ``matched_cells``
-        Whether cells were left out.
+    ``matched_cells``, ``matched_depth``
+        Whether cells were left out, and whether counts were thinned since the groups' median depths differ more than 1.1-fold
+        (:func:`scgde.pp.match_depth`), in each block.
     ``distance``, ``distance_low``, ``distance_high``
-        Distance between the means of the groups, freed of what the variance between replicates adds to it (root mean
+        Distance between the means of the groups' embeddings, freed of what the variance between replicates adds to it (root mean
         square over pairs of groups), and its 95 % interval over replicates
         by the jackknife. NaN with fewer than three replicates of a group, or blocks.
     ``statistic``, ``r2``
@@ -184,12 +187,18 @@ def test_groups(
         frame, z, n_cells = described.iloc[chosen], embedding.z[chosen], embedding.n_cells[chosen]
         try:
             matched = _differ_in_cells(frame["group"], n_cells) if match_cells is None else match_cells
+            taken = np.flatnonzero(np.isin(embedding.codes, chosen))
             if matched:
                 taken = _matched_cells(embedding.codes, chosen, frame, rng)
-                some = model._embed(adata, rows[taken], None, vectors=False)[2]
+                some = model._embed(adata, rows[taken].tolist(), None, vectors=False)[2]
                 z, n_cells = some.z, some.n_cells
-            sample = as_replicates(frame, z, n_cells, compared, names)
-            record |= _test(sample, compared, n_permutations, rng) | {"matched_cells": matched}
+            place = np.searchsorted(chosen, embedding.codes[taken])
+            group = pd.factorize(frame["group"])[0][place]
+            block = pd.factorize(frame["block"])[0][place] if "block" in frame else None
+            mean, spread, thinned = population_moments(model, table, rows[taken], place, group, block, rng)
+            sample = as_replicates(frame, np.concatenate([z, mean, spread], axis=1), n_cells, compared, names)
+            record |= _test(sample, (z.shape[1], mean.shape[1]), compared, n_permutations, rng)
+            record |= {"matched_cells": matched, "matched_depth": thinned}
             if sample.lost:
                 lost[name] = sample.lost
         except DesignError as problem:
@@ -199,7 +208,10 @@ def test_groups(
         message = next(iter(problems.values()))
         raise ValueError(message if len(records) == 1 else f"None of {len(records)} tests can be made. {message}")
     counts = {name for record in records for name in record if name.startswith("n_")}
-    records = [dict.fromkeys(counts, 0) | {"matched_cells": False, "enumerated": False} | record for record in records]
+    records = [
+        dict.fromkeys(counts, 0) | {"matched_cells": False, "matched_depth": False, "enumerated": False} | record
+        for record in records
+    ]
     table_of_tests = _in_order(pd.DataFrame(records), every)
     table_of_tests["p_adjusted"] = adjust_p_values(table_of_tests["p_value"].to_numpy(), correction)
     _warn(table_of_tests, problems, lost)
@@ -207,7 +219,7 @@ def test_groups(
 
 
 def _differ_in_cells(group: pd.Series, n_cells: np.ndarray) -> bool:
-    """Whether groups differ in their median number of cells by :data:`CELLS_RATIO`, and embeddings depend on that."""
+    """Whether groups differ in their median number of cells by :data:`CELLS_RATIO`, and what is compared depends on that."""
     medians = pd.Series(n_cells, index=group.index).groupby(group).median()
     return bool(medians.min() < MANY_CELLS and medians.max() > CELLS_RATIO * medians.min())
 
@@ -240,17 +252,20 @@ def _warn_of_training(model: GDEModel, groupby: str, obs: pd.DataFrame) -> None:
                 warnings.warn(message, UserWarning, stacklevel=3)
 
 
-def _test(sample: Replicates, compared: Sequence[str], n_permutations: int, rng: np.random.Generator) -> dict[str, Any]:
-    """Columns of one test."""
+def _test(
+    sample: Replicates, widths: tuple[int, int], compared: Sequence[str], n_permutations: int, rng: np.random.Generator
+) -> dict[str, Any]:
+    """Columns of one test; vectors are embeddings, means and spreads side by side, the first two of these widths."""
+    z, mean, spread = np.split(sample.x, np.cumsum(widths), axis=1)
     test = permanova(
-        sample.x,
+        [z, mean, spread],
         sample.groups,
         rng,
         n_permutations=n_permutations,
         block=sample.block,
         covariates=sample.covariates,
     )
-    squared = distance_interval(sample.x, sample.groups, block=sample.block, covariates=sample.covariates)
+    squared = distance_interval(z, sample.groups, block=sample.block, covariates=sample.covariates)
     distance, low, high = np.sqrt(np.maximum(squared, 0.0))
     count = np.bincount(sample.groups)
     return {
@@ -274,7 +289,7 @@ def _in_order(frame: pd.DataFrame, every: Sequence[str]) -> pd.DataFrame:
     first = ["stratum", "source", "target", "n_replicates", *(f"n_replicates_{label}" for label in every), "n_blocks"]
     results = ["distance", "distance_low", "distance_high", "statistic", "r2", "p_value", "p_adjusted"]
     frame["p_adjusted"] = np.nan
-    names = [*first, "matched_cells", *results, "n_arrangements", "enumerated", "smallest_p"]
+    names = [*first, "matched_cells", "matched_depth", *results, "n_arrangements", "enumerated", "smallest_p"]
     return frame[[name for name in names if name in frame]]
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from scipy.stats import t as student_t
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -56,7 +56,7 @@ class GroupTest:
 
 
 def permanova(
-    x: NDArray[np.floating],
+    x: NDArray[np.floating] | Sequence[NDArray[np.floating]],
     groups: NDArray[np.integer],
     rng: np.random.Generator,
     *,
@@ -80,7 +80,7 @@ def permanova(
     Parameters
     ----------
     x
-        Vectors of replicates, ``(n, d)``.
+        Vectors of replicates, ``(n, d)``, or several such arrays that weigh alike: each is divided by its whole variation.
     groups
         Group of each replicate, ``(n,)``.
     rng
@@ -131,16 +131,10 @@ def permanova(
     else:
         smallest = max(_relabellings(groups, strata) / total, 1 / (1 + n_permutations))
 
-    x = np.asarray(x, dtype=np.float64)
-    y = x - x.mean(0)
-    scale = np.square(y).sum()
-    y = y - reduced @ (reduced.T @ y)
-    if np.square(y).sum() <= 1e-20 * max(scale, 1e-280):
+    parts = [_coordinates(part, reduced, spread) for part in ([x] if isinstance(x, np.ndarray) else x)]
+    y = np.concatenate(parts, axis=1)
+    if not y.shape[1]:
         return GroupTest(np.nan, np.nan, np.nan, total, smallest, enumerated)
-    # rows of principal coordinates have the distances of rows of y; S^(-1/4) takes roots of their scales
-    left, scales, _ = np.linalg.svd(y, full_matrices=False)
-    kept = scales > 1e-9 * scales[0]
-    y = left[:, kept] * (np.sqrt(scales[kept]) if spread else scales[kept])
 
     observed = _shares(y, own, reduced, between)[0]
     if enumerated:
@@ -154,6 +148,21 @@ def permanova(
     with np.errstate(divide="ignore"):
         statistic = float(np.divide(observed / df, max(1 - observed, 0.0) / df_error))
     return GroupTest(statistic, p_value, float(observed), total, smallest, enumerated)
+
+
+def _coordinates(x: NDArray[np.floating], reduced: NDArray[np.float64], spread: bool) -> NDArray[np.float64]:
+    """Principal coordinates of what blocks and covariates leave of vectors, of whole variation one; none where nothing is left."""
+    y = np.asarray(x, dtype=np.float64)
+    y = y - y.mean(0)
+    scale = np.square(y).sum()
+    y = y - reduced @ (reduced.T @ y)
+    if np.square(y).sum() <= 1e-20 * max(scale, 1e-280):
+        return np.empty((len(y), 0))
+    # rows of principal coordinates have the distances of rows of y; S^(-1/4) takes roots of their scales
+    left, scales, _ = np.linalg.svd(y, full_matrices=False)
+    kept = scales > 1e-9 * scales[0]
+    scales = np.sqrt(scales[kept]) if spread else scales[kept]
+    return left[:, kept] * (scales / np.sqrt(np.square(scales).sum()))
 
 
 def n_arrangements(cells: NDArray[np.integer], block: NDArray[np.integer]) -> int:
