@@ -231,7 +231,7 @@ def _matched_cells(codes: np.ndarray, chosen: np.ndarray, frame: pd.DataFrame, r
     group = pd.factorize(frame["group"])[0]
     block = pd.factorize(frame["block"])[0] if "block" in frame else None
     keep = np.maximum(np.rint(n_cells * matching_shares(n_cells, group, rng, block)), 1).astype(np.int64)
-    return np.concatenate([np.sort(rng.permutation(own)[:m]) for own, m in zip(members, keep, strict=True)])
+    return np.sort(np.concatenate([rng.permutation(own)[:m] for own, m in zip(members, keep, strict=True)]))
 
 
 def _warn_of_training(model: GDEModel, groupby: str, obs: pd.DataFrame) -> None:

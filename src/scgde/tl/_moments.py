@@ -9,8 +9,8 @@ import pandas as pd
 import scipy.sparse as sp
 
 from scgde.components import nuisance_design, nuisance_effects
-from scgde.inference import components_of, encode_components
-from scgde.observations.thinning import matching_shares, thin_counts
+from scgde.inference import encode_components
+from scgde.tl._depth import matched_components
 from scgde.tl._test import DEPTH_RATIO
 from scgde.uncertainty import spread_parts
 
@@ -59,8 +59,7 @@ def population_moments(
         ratio = medians.max() / medians.min().where(medians.min() > 0)
         matched = bool((ratio > DEPTH_RATIO).any())
     if matched:
-        keep = matching_shares(totals, group, rng, block)
-        x = components_of(model.module, thin_counts(sp.csr_matrix(table.rows(cells)), keep, rng))
+        x = matched_components(model.module, sp.csr_matrix(table.rows(cells)), group, block, rng)
     else:
         x = encode_components(model.module, table, cells)
     design = nuisance_design(table, cells)

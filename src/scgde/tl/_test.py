@@ -11,8 +11,8 @@ import pandas as pd
 import scipy.sparse as sp
 
 from scgde.generation import as_labels, find_labels
-from scgde.inference import components_of, encode_components
-from scgde.observations.thinning import matching_shares, thin_counts
+from scgde.inference import encode_components
+from scgde.tl._depth import matched_components
 from scgde.uncertainty import adjust_p_values, check_permutations, permutation_test, spread_vectors
 
 if TYPE_CHECKING:
@@ -225,8 +225,7 @@ class _Cells:
         chosen = [self.rows[self.members[int(k)]] for k in (i, j)]
         counts = sp.vstack([sp.csr_matrix(self.table.rows(c)) for c in chosen], format="csr")
         codes = np.repeat([0, 1], [len(c) for c in chosen])
-        keep = matching_shares(np.asarray(counts.sum(axis=1)).reshape(-1), codes, rng, self.blocks(i, j))
-        return components_of(self.module, thin_counts(counts, keep, rng))
+        return matched_components(self.module, counts, codes, self.blocks(i, j), rng)
 
 
 def _warn_of_depths(pairs: list[tuple[int, int]], labels: Sequence[str]) -> None:
