@@ -7,7 +7,8 @@ from these 60 again and again, their moments being of the cells of all 60: null 
 24 / (2 n) of a model at a time), power studies draw n of the 24 and n of a changed law. Pseudobulk principal
 components and shares of clusters are of the cells of all 60 donors, as the embeddings are. All methods permute the
 same donors in the same ways. The transformation by S^(-1/4) and the parts that are compared were chosen on seed 0, so seeds here start at 1. The test
-of cells takes the groups of a null study as two populations. `intervals`: normal replicates with scales of directions
+of cells takes the groups of a null study as two populations. `sizes`: null studies whose groups differ in numbers of
+donors, of cells of a donor, and in depth, by the default call, and without matching. `intervals`: normal replicates with scales of directions
 falling by 0.7 or 0.9, a difference of random direction and given length in units of a replicate's whole SD. `real`:
 one model each.
 """
@@ -23,6 +24,7 @@ from _common import CellPCA, PseudobulkPCA, group_means, options, quiet_train, r
 from sklearn.cluster import KMeans
 
 import scgde
+from scgde.observations.thinning import thin_counts
 from scgde.tl._moments import population_moments
 from scgde.tl._permanova import distance_interval, permanova
 
@@ -145,6 +147,69 @@ def cell_test(model, labels, groups: np.ndarray, seed: int, level: float) -> flo
     return float(table["p_value"][0] <= level)
 
 
+UNEQUAL = {
+    # donors of each group, least and most cells of a donor in each, share of the reads that the first group keeps
+    "equal": ((4, 8), ((80, 80), (80, 80)), 1.0),
+    "8 cells against 80": ((8, 8), ((8, 8), (80, 80)), 1.0),
+    "8 against 80, few donors have few": ((4, 8), ((8, 8), (80, 80)), 1.0),
+    "8 against 80, many donors have few": ((8, 4), ((8, 8), (80, 80)), 1.0),
+    "20 to 80 against 80": ((4, 8), ((20, 80), (80, 80)), 1.0),
+    "1 to 3 against 60": ((8, 8), ((1, 3), (60, 60)), 1.0),
+    "a quarter of the reads": ((4, 8), ((80, 80), (80, 80)), 0.25),
+    "a quarter of the reads, 8 cells against 80": ((8, 8), ((8, 8), (80, 80)), 0.25),
+}
+
+
+def unequal_study(adata, design: str, seed: int):
+    """Cells of donors of one law in two groups of a design."""
+    numbers, cells, share = UNEQUAL[design]
+    rng = np.random.default_rng([seed, list(UNEQUAL).index(design)])
+    donor = adata.obs["donor"].astype(str).to_numpy()
+    chosen = rng.choice(np.unique(donor), sum(numbers), replace=False)
+    rows, groups, keep = [], [], []
+    for k, name in enumerate(chosen):
+        group = int(k >= numbers[0])
+        own = rng.permutation(np.flatnonzero(donor == name))[: rng.integers(cells[group][0], cells[group][1] + 1)]
+        rows.append(own)
+        groups += ["ab"[group]] * len(own)
+        keep += [1.0 if group else share] * len(own)
+    study = adata[np.concatenate(rows)].copy()
+    study.X = thin_counts(study.X.tocsr(), np.array(keep), rng)
+    study.obs["group"] = groups
+    return study
+
+
+def sizes(arguments) -> None:
+    """Size of the default call where numbers of cells and depths go with the groups."""
+    rows = []
+    for seed in seeds(arguments):
+        for sd in CHANGES:
+            adata = simulate(seed, sd, arguments.cells)
+            adata = adata[adata.obs["donor"].str.startswith("null")].copy()
+            model, _ = train(adata, "donor", arguments.epochs, seed)
+            for design in UNEQUAL:
+                for r in range(arguments.sizes):
+                    study = unequal_study(adata, design, 1000 * seed + r)
+                    row = {
+                        "design": design,
+                        "donors": "{}+{}".format(*UNEQUAL[design][0]),
+                        "donor_sd": sd,
+                        "seed": seed,
+                    }
+                    call = {"replicate_key": "donor", "adata": study, "n_permutations": 199, "seed": r}
+                    with warnings.catch_warnings():
+                        warnings.simplefilter("ignore")
+                        test = scgde.tl.test_groups(model, "group", **call).iloc[0]
+                        plain = scgde.tl.test_groups(model, "group", match_cells=False, **call).iloc[0]
+                    row |= {"p <= .05": test["p_value"] <= 0.05, "cells matched": test["matched_cells"]}
+                    row |= {"depths matched": test["matched_depth"], "all cells, p <= .05": plain["p_value"] <= 0.05}
+                    rows.append(row)
+            print(f"sizes, seed {seed}, donor SD {sd}: done", flush=True)
+    table = pd.DataFrame(rows).astype({"donor_sd": str, "seed": str})
+    shares = table.groupby(["design", "donors", "donor_sd"], sort=False).mean(numeric_only=True).reset_index()
+    report("groups_sizes", shares, arguments)
+
+
 def intervals(arguments) -> None:
     rows, rng = [], np.random.default_rng(1)
     for design in ("groups", "pairs"):
@@ -246,9 +311,10 @@ if __name__ == "__main__":
         cells=80,
         studies=150,
         null_studies=400,
+        sizes=40,
         cell_tests=10,
         intervals=400,
     )
-    for part in (power, intervals, real):
-        if arguments.part in ("all", part.__name__):
+    for part in (power, sizes, intervals, real):
+        if arguments.part == "all" or part.__name__ in arguments.part.split(","):
             part(arguments)

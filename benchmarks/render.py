@@ -50,6 +50,10 @@ TITLES = {
         "baseline is at most 0.9. `retrieval.py`",
     ),
     "retrieval_mrr": ("Replicate retrieval, all sizes", "Cells per half; 0 is the whole half. `retrieval.py`"),
+    "retrieval_means": (
+        "Embeddings beside means of the latent, small halves",
+        "Mean reciprocal rank of the other half by embeddings and by means of `u` of the same model, at 5 to 20 cells. `retrieval.py`",
+    ),
     "generation": (
         "Generated cells against held-out cells",
         "Medians over populations; bars are what two halves of real cells reach, less the allowance; `redrawn` are training cells of the population, drawn again. `generation.py`",
@@ -176,6 +180,11 @@ TITLES = {
         "Two conditions, several donors",
         "Share of studies of n + n donors with p at most `level` (`null`: all donors have one law): donors permuted on embeddings, means and spreads (`scgde`), on embeddings or the two moments alone, on ten pseudobulk principal components, on shares of eight clusters "
         "and on the mean of true latents; `test of cells` is `tl.test_populations` with cells as units. `groups.py --part power`",
+    ),
+    "groups_sizes": (
+        "Groups that differ in numbers of cells, of donors and in depth",
+        "Share of null studies with p at most .05 by the default call of `tl.test_groups`, and with `match_cells=False`; donors of 80 cells that trained the model, of which as many cells as are said are "
+        "taken in the first group and in the second, or counts thinned in the first. `groups.py --part sizes --seeds 8`",
     ),
     "groups_intervals": (
         "Distances between groups of donors",
