@@ -2,7 +2,8 @@
 
 Early and late vectors of 300 clones have 16 dimensions, turned at random. ``normal``: pairs of coordinates of equal correlation. ``classes``: clones of a class stay
 in it with some probability; coordinates are normal about the centre of the class. ``both``: four classes beside three normal pairs. ``skewed``:
-three normal pairs, each coordinate exponentiated. Truth is exact, or a mean over 40,000 draws. Seeds from 100; below, it was tuned.
+three normal pairs, each coordinate exponentiated. ``sizes``: means of early and late cells that are all of one law, in clones of which those with many early cells
+have many late ones, without and with ``n_cells``; truth is what there is beside numbers of cells. Truth is exact, or a mean over 40,000 draws. Seeds from 100; below, it was tuned.
 """
 
 from __future__ import annotations
@@ -53,6 +54,14 @@ def turned(v: np.ndarray, rng) -> np.ndarray:
     return v @ np.linalg.qr(rng.normal(size=(N_DIMENSIONS, N_DIMENSIONS)))[0]
 
 
+def sized_pairs(n: int, rng) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Means of early and late cells of one law, and numbers of late cells."""
+    early = rng.geometric(0.2, n)
+    late = 1 + rng.poisson(1.5 * early)
+    x, y = (rng.normal(size=(n, N_DIMENSIONS)) / np.sqrt(size)[:, None] for size in (early, late))
+    return x, y, late
+
+
 def pairs(design: str, n: int, rng) -> tuple[np.ndarray, np.ndarray, float]:
     if design in NORMAL:
         x, y, truth = normal_pairs(n, *NORMAL[design], rng)
@@ -78,12 +87,18 @@ def neighbours(x: np.ndarray, y: np.ndarray, rng) -> float:
 def main() -> None:
     arguments = options(__doc__, clones=300, **{"first-seed": 100})
     rows = []
-    for design in (*NORMAL, *CLASSES, "both", "skewed"):
+    for design in (*NORMAL, *CLASSES, "both", "skewed", "sizes", "sizes, n_cells given"):
         for seed in seeds(arguments):
             rng = np.random.default_rng([seed, 1])
-            x, y, truth = pairs(design, arguments.clones, rng)
+            size, truth = None, 0.0
+            if design.startswith("sizes"):
+                x, y, late_size = sized_pairs(arguments.clones, rng)
+                size = late_size if design.endswith("given") else None
+            else:
+                x, y, truth = pairs(design, arguments.clones, rng)
             early, late = (pd.DataFrame(v, index=[f"clone_{i}" for i in range(len(v))]) for v in (x, y))
-            found = clone_information(early, late, n_permutations=50, seed=seed)
+            n_cells = None if size is None else pd.Series(size, late.index)
+            found = clone_information(early, late, n_cells=n_cells, n_permutations=50, seed=seed)
             low, high = found.interval
             rows.append({"design": design, "truth": truth, "neighbours": neighbours(x, y, rng), "bits": found.bits, "sd": found.bits,
                          "half_width": (high - low) / 2, "coverage": float(low <= truth <= high), "p": found.p_value})  # fmt: skip

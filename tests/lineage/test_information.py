@@ -152,6 +152,36 @@ class TestSeveralDimensions:
         assert 0.3 < p.mean() < 0.7
         assert (p < 0.06).sum() <= 4
 
+    def test_numbers_of_cells_that_go_together(self):
+        """Means of cells of one law scatter less where both sides have more cells: no information but that of sizes."""
+        found = []
+        for seed in range(8):
+            rng = np.random.default_rng(seed)
+            n_early = rng.geometric(0.2, 150)
+            n_late = 1 + rng.poisson(1.5 * n_early)
+            names = [f"clone_{i}" for i in range(150)]
+            early, late = (
+                pd.DataFrame(rng.normal(size=(150, 20)) / np.sqrt(n)[:, None], names) for n in (n_early, n_late)
+            )
+            sizes = pd.Series(n_late, names).sample(frac=1, random_state=seed)
+            found.append([clone_information(early, late, n_permutations=39, n_cells=s) for s in (None, sizes)])
+        assert np.mean([one.bits for one, _ in found]) > 0.5
+        assert abs(np.mean([given.bits for _, given in found])) < 0.25
+        assert sum(given.p_value <= 0.05 for _, given in found) <= 3
+
+    def test_numbers_of_cells_take_nothing_from_others(self):
+        early, late = self.frames(*gaussian(300, 4, 0.7, seed=1), seed=1)
+        size = pd.Series(np.random.default_rng(0).geometric(0.2, 300), early.index)
+        plain, given = (clone_information(early, late, n_permutations=20, n_cells=s).bits for s in (None, size))
+        assert given == pytest.approx(plain, abs=0.15)
+
+    def test_numbers_of_cells_that_cannot_be(self):
+        early, late = self.frames(*gaussian(60, 2, 0.7))
+        with pytest.raises(ValueError, match=r"n_cells has no number for the clones \['clone_59'\]"):
+            clone_information(early, late, n_cells=pd.Series(3, early.index[:-1]))
+        with pytest.raises(TypeError, match="n_cells is a ndarray and must be a Series"):
+            clone_information(early, late, n_cells=np.full(60, 3))
+
     def test_classes(self):
         """Eight classes: two bits and more, in seven dimensions, where correlations alone would give too much."""
         rng = np.random.default_rng(0)

@@ -72,6 +72,8 @@ def test_what_cannot_be_matched_is_an_error(lanes):
         scgde.pp.match_depth(lanes, "lane", layer="no")
     with pytest.raises(KeyError, match="groups="):
         scgde.pp.match_depth(lanes, "lane", groups=["deep", "none"])
+    with pytest.raises(TypeError, match="groups=1 must be a list"):
+        scgde.pp.match_depth(lanes, "lane", groups=1)
     with pytest.raises(KeyError, match="block_key='no'"):
         scgde.pp.match_depth(lanes, "lane", block_key="no")
     with pytest.raises(TypeError, match="seed='a'"):

@@ -12,7 +12,7 @@ import scgde
 from scgde.inference import encode_components
 from scgde.tl._groups import _warn_of_training
 from scgde.tl._permanova import distance_interval, permanova
-from scgde.tl._replicates import as_replicates
+from scgde.tl._replicates import as_replicates, labels_in_order
 from scgde.uncertainty import spread_vectors
 
 
@@ -57,7 +57,7 @@ def _moments(model, inside):
 
 
 def test_one_test_for_each_cell_type(study):
-    with patch("scgde.tl._moments.DEPTH_RATIO", 100):
+    with patch("scgde.tl._moments.depths_differ", return_value=False):
         table = scgde.tl.test_groups(study, "condition", replicate_key="donor", stratify_by="cell_type", seed=0)
     assert list(table.columns) == [
         *("stratum", "n_replicates", "n_replicates_control", "n_replicates_treated"),
@@ -91,7 +91,7 @@ def test_one_test_for_each_cell_type(study):
 
 
 def test_populations_of_a_replicate_are_averaged_by_cells(study):
-    with patch("scgde.tl._moments.DEPTH_RATIO", 100):
+    with patch("scgde.tl._moments.depths_differ", return_value=False):
         table = scgde.tl.test_groups(study, "condition", replicate_key="donor", seed=0)
     z = study.get_population_embedding()
     donor = z.index.str.split("|").str[0]
@@ -198,7 +198,7 @@ def test_populations_of_one_to_three_cells(study):
         ),
         ({}, {"replicate_key": "family", "block_key": "family"}, ValueError, "its block: replicate_key= a column"),
         ({}, {"block_key": "condition"}, ValueError, "none of the 2 blocks has replicates of two groups"),
-        ({}, {"covariates": "condition"}, ValueError, "follow from them"),
+        ({}, {"covariates": "condition"}, ValueError, "^covariates: groups follow from what is given"),
         ({"split": "cell_type"}, {"covariates": "split"}, ValueError, "has 2 values in replicate"),
         ({"split": "cell_type"}, {"block_key": "split"}, ValueError, "of block_key='split'"),
         ({"age": np.inf}, {"covariates": "age"}, ValueError, "not finite"),
@@ -290,7 +290,7 @@ def test_depths_are_matched_where_they_go_with_the_group(study):
     options = {"replicate_key": "donor", "adata": cells, "seed": 0}
     table = scgde.tl.test_groups(study, "condition", **options)
     assert table["matched_depth"][0] and table["p_value"][0] > 0.05
-    with patch("scgde.tl._moments.DEPTH_RATIO", 100):
+    with patch("scgde.tl._moments.depths_differ", return_value=False):
         assert scgde.tl.test_groups(study, "condition", **options)["statistic"][0] > 1.2 * table["statistic"][0]
 
 
@@ -404,3 +404,75 @@ def test_weights_of_cells():
     frame = pd.DataFrame({"group": ["a", "a", "a", "b", "b"], "replicate": ["1", "1", "2", "3", "4"]})
     sample = as_replicates(frame, np.arange(5.0)[:, None], np.array([1, 3, 2, 2, 2]), ["a", "b"])
     assert sample.x.ravel().tolist() == [0.75, 2, 3, 4] and sample.groups.tolist() == [0, 0, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("values", "labels"),
+    [
+        (pd.Series([10, 2, 1, 2]), ["1", "2", "10"]),
+        (pd.Series([10.0, 2.0, 0.5, np.nan], dtype=object), ["0.5", "2", "10"]),
+        (pd.Series(["d10", "d2", "d10", None]), ["d10", "d2"]),
+        (pd.Series(pd.Categorical(["late", "early"], categories=["early", "late", "never"])), ["early", "late"]),
+        (pd.Series([True, False]), ["False", "True"]),
+        (pd.Series([3, "b", 1], dtype=object), ["1", "3", "b"]),
+    ],
+)
+def test_groups_are_in_the_order_of_their_column(values, labels):
+    assert labels_in_order(values) == labels
+
+
+def test_numbers_are_compared_with_the_smallest(study):
+    dose = np.where(study.adata.obs["condition"] == "treated", 10, 2)
+    table = scgde.tl.rank_genes_groups(
+        study, "dose", replicate_key="donor", stratify_by="cell_type", adata=_with(study, dose=dose), seed=0
+    )
+    assert set(table["group"]) == {"10"}
+
+
+def test_covariates_may_be_numbers_among_objects_and_any_list_of_names(study):
+    cells = _with(study, age=study.adata.obs["age"].astype(object))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        numbers, objects, names = (
+            scgde.tl.test_groups(study, "condition", replicate_key="donor", covariates=covariates, adata=adata, seed=0)[
+                "p_value"
+            ].to_numpy()
+            for covariates, adata in (("age", None), ("age", cells), (pd.Index(["age"]), None))
+        )
+    np.testing.assert_array_equal(numbers, objects)
+    np.testing.assert_array_equal(numbers, names)
+    with pytest.raises(TypeError, match="covariates=3 must be the name of a column"):
+        scgde.tl.test_groups(study, "condition", replicate_key="donor", covariates=3)
+
+
+def test_groups_that_follow_from_numbers_of_training(study):
+    obs = study.adata.obs.assign(stim=(study.adata.obs["condition"] == "treated").astype(float))
+    model = SimpleNamespace(registry_={"setup_args": {"continuous_covariate_keys": ["stim"]}})
+    with pytest.warns(UserWarning, match="follows from 'stim', which was the model's continuous_covariate_keys"):
+        _warn_of_training(model, "condition", obs)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        _warn_of_training(
+            SimpleNamespace(registry_={"setup_args": {"continuous_covariate_keys": ["age"]}}), "condition", obs
+        )
+
+
+def test_batches_that_are_populations_leave_no_rounding_to_compare(make_cells, quick_model):
+    """Means less those of batches are zero but for rounding, which must not take part: the order of cells would decide."""
+    adata = make_cells(8, (20, 40), design="independent", n_genes=40)
+    adata.obs["condition"] = np.where(adata.obs["population"].cat.codes % 2, "a", "b")
+    model = quick_model(adata, {"population_key": "population", "batch_key": "population"})
+    tables = []
+    for seed in range(3):
+        cells = model.adata[np.random.default_rng(seed).permutation(model.adata.n_obs)].copy()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            tables.append(
+                scgde.tl.test_groups(
+                    model, "condition", replicate_key="population", adata=cells, match_cells=False, seed=0
+                )
+            )
+    assert not any(table["matched_depth"][0] for table in tables)
+    statistics = [table["statistic"][0] for table in tables]
+    assert statistics == pytest.approx([statistics[0]] * 3, rel=1e-5)
+    assert len({table["p_value"][0] for table in tables}) == 1

@@ -9,6 +9,7 @@ import pytest
 from scipy.stats import spearmanr
 
 import scgde
+from scgde.tl._depth import depths_differ
 
 
 def _split(adata, n_groups, seed=0):
@@ -170,6 +171,28 @@ def test_depths_are_matched_within_blocks(trained):
     assert apart[0]["statistic"][0] < 1.6 and apart[1]["statistic"][0] < 1.6
     whole = scgde.tl.test_populations(trained, "one", "two", block_key=False, match_depth=False, **options)
     assert whole["statistic"][0] > 2  # so much is between lanes
+
+
+def test_depths_that_differ_by_chance_alone_are_left_alone():
+    rng = np.random.default_rng(0)
+
+    def share(ratio, n_blocks, cells):
+        block = np.repeat(np.arange(n_blocks), sum(cells))
+        codes = np.tile(np.repeat([0, 1], cells), n_blocks)
+        draws = [np.exp(rng.normal(7, 0.5, len(codes))) * np.where(codes == 1, ratio, 1) for _ in range(200)]
+        return np.mean([depths_differ(total, codes, block) for total in draws])
+
+    for n_blocks, cells in ((1, (20, 40)), (1, (300, 300)), (20, (2, 30)), (3, (30, 60))):
+        assert share(1.0, n_blocks, cells) < 0.15
+        assert share(3.0, n_blocks, cells) > 0.95
+    assert share(1.05, 1, (100_000, 100_000)) == 0
+    # one block of which differs, or all a little
+    total = np.exp(rng.normal(7, 0.5, 800))
+    codes, block = np.tile([0, 1], 400), np.repeat(np.arange(4), 200)
+    assert depths_differ(np.where((block == 2) & (codes == 1), 2 * total, total), codes, block)
+    assert depths_differ(np.where(codes == 1, 1.25 * total, total), codes, block)
+    # three groups, one of them alone in its block
+    assert not depths_differ(total, np.where(block == 3, 2, 0), block)
 
 
 def test_arguments_of_a_test_are_checked(trained):

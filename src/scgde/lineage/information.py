@@ -46,6 +46,9 @@ SIGNIFICANT = 3.0
 MIN_CLONES = 10
 """Clones that information can be estimated from at all."""
 
+WINDOW = 10
+"""Clones with late populations of similar numbers of cells that late populations are permuted among."""
+
 
 @dataclass(frozen=True)
 class Information:
@@ -244,15 +247,24 @@ class _Scored:
 
 
 def _estimate(
-    groups: list[_Scored], remainder: NormalDependence | None, rng: np.random.Generator | None = None
+    groups: list[_Scored], remainder: NormalDependence | None, orders: list[np.ndarray] | None = None
 ) -> np.ndarray:
-    """Local information of all scored clones; with a generator, of late populations permuted within groups."""
-    orders = [np.arange(len(g.x)) if rng is None else rng.permutation(len(g.x)) for g in groups]
+    """Local information of all scored clones, of late populations in other orders within groups if these are given."""
+    orders = [np.arange(len(g.x)) for g in groups] if orders is None else orders
     local = np.concatenate([g.local(o, remainder is not None) for g, o in zip(groups, orders, strict=True)])
     if remainder is None:
         return local
     starts = np.cumsum([0] + [len(g.x) for g in groups[:-1]])
     return local + remainder.local(np.concatenate([start + o for start, o in zip(starts, orders, strict=True)]))
+
+
+def _shuffled(size: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A permutation that exchanges rows of similar sizes only, in windows that start anew each time."""
+    rank = np.lexsort((rng.random(len(size)), size))
+    order = np.empty(len(size), dtype=np.int64)
+    for rows in np.split(rank, np.arange(rng.integers(1, WINDOW + 1), len(size), WINDOW)):
+        order[rows] = rng.permutation(rows)
+    return order
 
 
 def clone_information(
@@ -261,6 +273,7 @@ def clone_information(
     *,
     training: Sequence[str] | None = None,
     n_components: int | None = None,
+    n_cells: pd.Series | None = None,
     k: int = 3,
     n_permutations: int = 100,
     seed: int = 0,
@@ -272,7 +285,7 @@ def clone_information(
     canonical correlations of embeddings less the means of classes are added where they are significant.
 
     Only the first is free of bias, and only for normal embeddings. Others are lower bounds in general: skewed coordinates lose
-    much, and dependence without correlation is not found beyond three dimensions. With some 100 clones or dimensions as many as a third of the clones, classes can also be
+    much, and dependence without correlation is hardly found beyond three dimensions. With some 100 clones or dimensions as many as a third of the clones, classes can also be
     overestimated.
 
     Parameters
@@ -284,6 +297,10 @@ def clone_information(
         estimated from the others. By default each half of the clones is estimated from with the projection of the other.
     n_components
         See :class:`Projection`.
+    n_cells
+        Numbers of cells of the late populations, by clone. Embeddings of few cells scatter more: if clones of many early cells have many
+        late ones, sizes alone are information, and count as such. With this argument late populations are permuted among clones of similar numbers only,
+        and what sizes tell is taken away.
     k
         Neighbours.
     n_permutations
@@ -311,6 +328,7 @@ def clone_information(
     if n_components is not None and not 1 <= n_components <= width:
         message = f"n_components={n_components} must be between 1 and {width}, the width of the embeddings."
         raise ValueError(message)
+    size = np.zeros(len(clones)) if n_cells is None else _sizes(n_cells, clones)
     splits = [(own, ~own), (~own, own)] if training is None else [(own, ~own)]
     fewest = min(int(scored.sum()) for _, scored in splits)
     if k >= fewest:
@@ -341,7 +359,17 @@ def clone_information(
     counts = groups[0].method == "normal" or excess >= SIGNIFICANT * spread
     remainder = beside if counts else None
     local = _estimate(groups, remainder)
-    null = np.array([_estimate(groups, remainder, rng).mean() for _ in range(n_permutations)])
+    sizes = [size[scored] for _, scored in splits]
+    null = np.array(
+        [
+            _estimate(
+                groups,
+                remainder,
+                [_shuffled(s, rng) if n_cells is not None else rng.permutation(len(s)) for s in sizes],
+            ).mean()
+            for _ in range(n_permutations)
+        ]
+    )
     raw = float(local.mean())
     bits = raw - float(null.mean())
     # local information of normal vectors already varies twice as much as estimates of independent ones do
@@ -358,6 +386,20 @@ def clone_information(
         max(components),
         groups[int(np.argmax(components))].method,
     )
+
+
+def _sizes(n_cells: pd.Series, clones: pd.Index) -> np.ndarray:
+    """Numbers of cells of clones, ``(clones,)``."""
+    if not isinstance(n_cells, pd.Series) or not n_cells.index.is_unique:
+        message = (
+            f"n_cells is a {type(n_cells).__name__} and must be a Series of numbers with one entry for each clone."
+        )
+        raise TypeError(message)
+    sizes = n_cells.reindex(clones).to_numpy(dtype=np.float64)
+    if not np.isfinite(sizes).all():
+        message = f"n_cells has no number for the clones {list(clones[~np.isfinite(sizes)][:5])}; give that of every late population."
+        raise ValueError(message)
+    return sizes
 
 
 def training_clones(clones: pd.Index, training: Sequence[str] | None, rng: np.random.Generator) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -76,6 +77,9 @@ def match_depth(
             raise KeyError(message)
     codes, names = pd.factorize(column_labels(adata.obs[groupby]))
     if groups is not None:
+        if not isinstance(groups, Iterable):
+            message = f"groups={groups!r} must be a list of values of {groupby!r}; there are {list(names[:5])}."
+            raise TypeError(message)
         wanted = [as_label(group) for group in ([groups] if isinstance(groups, str) else groups)]
         unknown = [label for label in wanted if label not in names]
         if unknown:

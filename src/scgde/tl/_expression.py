@@ -19,6 +19,7 @@ from scgde.tl._replicates import (
     Replicates,
     as_replicates,
     choose_groups,
+    covariate_names,
     covariate_values,
     describe_populations,
     given_columns,
@@ -66,7 +67,7 @@ def rank_genes_groups(
     groupby, replicate_key, stratify_by, block_key, adata
         See :func:`scgde.tl.test_groups`.
     reference
-        Group that the others are compared with; the first in sorted order by default.
+        Group that the others are compared with. By default the first: of categories in their order, the smallest of numbers, or in sorted order.
     groups
         Groups to compare; all by default.
     n_cells
@@ -109,7 +110,7 @@ def rank_genes_groups(
     labels = [table.labels[k] for k in present]
     keys = {"groupby": groupby, "replicate_key": replicate_key, "stratify_by": stratify_by, "block_key": block_key}
     described = describe_populations(table.obs, codes, labels, keys)
-    every = choose_groups(described["group"], groups, groupby)
+    every = choose_groups(described, table.obs, groups, groupby)
     base = every[0] if reference is None else as_label(reference)
     if base not in every:
         message = f"reference={reference!r} is not among the groups; there are {every}."
@@ -246,9 +247,10 @@ def pseudobulk(
             raise ValueError(message)
         adata, layer = source.adata, arguments.get("layer") if layer is None else layer
     if not isinstance(adata, AnnData):
-        message = f"source is a {type(adata).__name__} and must be an AnnData in memory, or a model of one."
+        what = "a model of cells on disk" if isinstance(source, GDEModel) else f"a {type(adata).__name__}"
+        message = f"source is {what} and must be an AnnData in memory, or a model of one."
         raise TypeError(message)
-    names = [covariates] if isinstance(covariates, str) else list(covariates or [])
+    names = covariate_names(covariates)
     keys = {"replicate_key": replicate_key, "stratify_by": stratify_by, "groupby": groupby, "block_key": block_key}
     given = given_columns({k: v for k, v in keys.items() if k != "groupby" or v is not None})
     require_columns(adata.obs, [*given, *(("covariates", name) for name in names)])

@@ -16,6 +16,7 @@ from scgde.tl._replicates import (
     Replicates,
     as_replicates,
     choose_groups,
+    covariate_names,
     describe_populations,
     one_group_blocks,
     require_model,
@@ -38,6 +39,9 @@ MANY_CELLS = 100
 
 CELLS_RATIO = 1.5
 """Ratio of the median numbers of cells of groups above which cells are left out, where a group has fewer than :data:`MANY_CELLS`."""
+
+SHARE_OF_GROUPS = 0.99
+"""Share of the variance of a continuous covariate that lies between groups from which on groups are said to follow from it."""
 
 
 def test_groups(
@@ -113,7 +117,7 @@ def test_groups(
     ``n_replicates``, ``n_replicates_GROUP``, ``n_blocks``
         Replicates in the test, in all and of each group, and blocks.
     ``matched_cells``, ``matched_depth``
-        Whether cells were left out, and whether counts were thinned since the groups' median depths differ more than 1.1-fold
+        Whether cells were left out, and whether counts were thinned since the groups' median depths differ more than 1.1-fold and by more than chance
         (:func:`scgde.pp.match_depth`), in each block.
     ``distance``, ``distance_low``, ``distance_high``
         Distance between the means of the groups' embeddings, freed of what the variance between replicates adds to it (root mean
@@ -158,7 +162,7 @@ def test_groups(
         message = f"match_cells={match_cells!r} must be True, False, or None to match where numbers of cells differ."
         raise TypeError(message)
     adjust_p_values(np.empty(0), correction)
-    names = [covariates] if isinstance(covariates, str) else list(covariates or [])
+    names = covariate_names(covariates)
     table, rows, embedding = model._embed(adata, None, None, vectors=False)
     obs = table.obs.iloc[rows]
     described = describe_populations(
@@ -169,7 +173,7 @@ def test_groups(
         names,
     )
     _warn_of_training(model, groupby, obs)
-    every = choose_groups(described["group"], groups, groupby)
+    every = choose_groups(described, obs, groups, groupby)
     tests = list(combinations(every, 2)) if pairwise else [tuple(every)]
     strata = [None] if stratify_by is None else sorted(described["stratum"].unique())
     streams = model._randomness(seed)[0].spawn(len(strata) * len(tests))
@@ -241,15 +245,24 @@ def _warn_of_training(model: GDEModel, groupby: str, obs: pd.DataFrame) -> None:
     keys |= {key: given.get(key) or [] for key in ("categorical_covariate_keys", "continuous_covariate_keys")}
     for argument, names in keys.items():
         for name in names:
-            if name != groupby and (name is None or name not in obs or argument == "continuous_covariate_keys"):
+            if name is None or (name != groupby and name not in obs):
                 continue
-            if name == groupby or (obs.groupby(name, observed=True)[groupby].nunique() <= 1).all():
+            if name == groupby or _follows(obs[groupby], obs[name], argument == "continuous_covariate_keys"):
                 same = f"groupby={groupby!r} follows from {name!r}, which was the model's {argument}"
                 message = (
                     f"{same}: what differs between these groups was taken for a technical difference in training, at least in "
                     "part. Train without it to test for it."
                 )
                 warnings.warn(message, UserWarning, stacklevel=3)
+
+
+def _follows(group: pd.Series, column: pd.Series, is_continuous: bool) -> bool:
+    """Whether a column leaves nothing to tell groups by; of a number, whether nearly all of its variance is between them."""
+    if not is_continuous:
+        return bool((group.groupby(column.to_numpy()).nunique() <= 1).all())
+    values = column.to_numpy(dtype=np.float64)
+    between = pd.Series(values).groupby(group.to_numpy()).transform("mean")
+    return bool(values.std() > 0 and between.std(ddof=0) ** 2 >= SHARE_OF_GROUPS * values.std() ** 2)
 
 
 def _test(

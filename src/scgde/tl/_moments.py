@@ -5,18 +5,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 import scipy.sparse as sp
 
 from scgde.components import nuisance_design, nuisance_effects
 from scgde.inference import encode_components
-from scgde.tl._depth import matched_components
-from scgde.tl._test import DEPTH_RATIO
+from scgde.tl._depth import depths_differ, matched_components
 from scgde.uncertainty import spread_parts
 
 if TYPE_CHECKING:
     from scgde import GDEModel
     from scgde.data import CellTable
+
+ROUNDING = 1e-18
+"""Share of the squared means of populations that is no more than rounding."""
 
 
 def population_moments(
@@ -52,18 +53,17 @@ def population_moments(
     """
     matched = False
     if model.module.observation.is_count:
-        totals = table.totals(cells)
-        medians = (
-            pd.Series(totals).groupby([group, np.zeros(len(cells)) if block is None else block]).median().unstack()
-        )
-        ratio = medians.max() / medians.min().where(medians.min() > 0)
-        matched = bool((ratio > DEPTH_RATIO).any())
+        matched = depths_differ(table.totals(cells), group, block)
     if matched:
         x = matched_components(model.module, sp.csr_matrix(table.rows(cells)), group, block, rng)
     else:
         x = encode_components(model.module, table, cells)
     design = nuisance_design(table, cells)
-    x = x - design @ nuisance_effects(design, x)
+    left = x - design @ nuisance_effects(design, x)
     mean = sp.csr_matrix((np.ones(len(cells)), (population, np.arange(len(cells)))))
     mean = sp.diags(1 / np.bincount(population)) @ mean
-    return mean @ x, mean @ np.concatenate(spread_parts(x)[1:], axis=1), matched
+    means = mean @ left
+    # batches that are populations themselves leave no means, but rounding that would be scaled up
+    if np.square(means).sum() <= ROUNDING * np.square(mean @ (x - x.mean(0))).sum():
+        means = np.zeros_like(means)
+    return means, mean @ np.concatenate(spread_parts(left)[1:], axis=1), matched

@@ -105,9 +105,8 @@ def permanova(
     n, df = len(groups), between.shape[1]
     df_error = n - reduced.shape[1] - df
     if df < 1:
-        message = (
-            "block_key, covariates: groups follow from them, and nothing is left to compare. Leave some of them out."
-        )
+        given = [name for name, v in (("block_key", block), ("covariates", covariates)) if v is not None]
+        message = f"{', '.join(given)}: groups follow from what is given, and nothing is left to compare. Leave some of it out."
         raise DesignError(message)
     if df_error < 1:
         message = (

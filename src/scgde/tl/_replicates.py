@@ -54,18 +54,46 @@ def given_columns(columns: Mapping[str, str | None]) -> list[tuple[str, str]]:
     return [(argument, name) for argument, name in columns.items() if name is not None]
 
 
+def covariate_names(covariates: str | Iterable[str] | None) -> list[str]:
+    """Names of covariates as a list."""
+    if covariates is None:
+        return []
+    if not isinstance(covariates, Iterable):
+        message = f"covariates={covariates!r} must be the name of a column of adata.obs or a list of names."
+        raise TypeError(message)
+    return [covariates] if isinstance(covariates, str) else list(covariates)
+
+
 def covariate_values(column: pd.Series) -> pd.Series:
     """Values of a covariate: numbers, or labels, which those of a categorical column are whatever they look like."""
+    if column.dtype == object and pd.api.types.infer_dtype(column) in ("integer", "floating", "mixed-integer-float"):
+        column = column.astype(np.float64)  # numbers that were joined with missing values or read as objects
     if pd.api.types.is_numeric_dtype(column):
         return column
     return column_labels(column)
+
+
+def labels_in_order(column: pd.Series) -> list[str]:
+    """Labels of a column, once each: categories as they are ordered, numbers by size, others in sorted order."""
+    distinct = column[column.notna()].drop_duplicates()
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        distinct = distinct.sort_values()
+    else:
+        labels = column_labels(distinct)
+        numeric = pd.to_numeric(distinct, errors="coerce") if distinct.map(_is_number).all() else None
+        distinct = distinct.iloc[np.argsort((labels if numeric is None else numeric).to_numpy(), kind="stable")]
+    return list(dict.fromkeys(column_labels(distinct)))
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
 
 
 def one_group_blocks(lost: Mapping[str, list[str]]) -> str:
     """What a warning says of the blocks left out of each test."""
     name, blocks = next(iter(lost.items()))
     return (
-        f"block_key: {len(blocks)} blocks {'in ' + name if name else ''} have replicates of one group only, such as "
+        f"block_key: {len(blocks)} blocks {'in ' + name + ' ' if name else ''}have replicates of one group only, such as "
         f"{blocks[:3]}, and are left out"
         + (f"; so are blocks in {len(lost) - 1} further tests." if len(lost) > 1 else ".")
     )
@@ -160,9 +188,10 @@ def require_units(frame: pd.DataFrame, columns: Mapping[str, str | None], covari
             raise ValueError(message)
 
 
-def choose_groups(column: pd.Series, groups: Sequence[Any] | None, groupby: str) -> list[str]:
-    """Labels of the groups to compare."""
-    known = sorted(column.unique())
+def choose_groups(described: pd.DataFrame, obs: pd.DataFrame, groups: Sequence[Any] | None, groupby: str) -> list[str]:
+    """Labels of the groups to compare: those given, or all that populations have, in the order of the column."""
+    present = set(described["group"])
+    known = [label for label in labels_in_order(obs[groupby]) if label in present]
     if groups is None:
         chosen = known
     else:

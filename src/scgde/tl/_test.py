@@ -12,7 +12,7 @@ import scipy.sparse as sp
 
 from scgde.generation import as_labels, find_labels
 from scgde.inference import encode_components
-from scgde.tl._depth import matched_components
+from scgde.tl._depth import DEPTH_RATIO, depths_differ, matched_components
 from scgde.uncertainty import adjust_p_values, check_permutations, permutation_test, spread_vectors
 
 if TYPE_CHECKING:
@@ -25,10 +25,6 @@ if TYPE_CHECKING:
 
 KEPT_POPULATIONS = 64
 """Populations whose cells are kept from pair to pair."""
-
-DEPTH_RATIO = 1.1
-"""Ratio of the median depths of two populations above which their counts are thinned before they are compared: with 300 cells, the
-components tell depths apart from a ratio of about 1.3 on, and thinning by a tenth costs no power that could be measured."""
 
 WARN_RATIO = 2.0
 """Ratio of median depths above which a test without matching warns."""
@@ -79,8 +75,8 @@ def test_populations(
         different batches as if there were none.
     match_depth
         Whether counts are thinned first, so that the cells of both populations have the same depths
-        (:func:`scgde.pp.match_depth`), in each block. By default where their median depths differ more than 1.1-fold, in some block
-        that has cells of both. For counts only.
+        (:func:`scgde.pp.match_depth`), in each block. By default where their median depths differ more than 1.1-fold, and by more
+        than chance, in some block or over all. Thinning is random: p-values of such pairs vary with the seed. For counts only.
     n_permutations
         Permutations for each pair. The smallest p-value is one over one more than this: adjusted for many pairs it is
         small only with many permutations.
@@ -149,8 +145,9 @@ def test_populations(
     for (i, j), rng in zip(pairs, streams, strict=True):
         squared = float(np.square(embedding.z[i].astype(np.float64) - embedding.z[j]).sum() - noise[i] - noise[j])
         statistic = p_value = np.nan
-        matched = is_count and cells.differ_in_depth(i, j) if match_depth is None else match_depth
+        matched = False
         if min(embedding.n_cells[i], embedding.n_cells[j]) > 1:
+            matched = is_count and cells.differ_in_depth(i, j) if match_depth is None else match_depth
             blocks = cells.blocks(i, j)
             statistic, p_value = permutation_test(
                 spread_vectors(cells.matched(i, j, rng) if matched else cells.both(i, j), blocks),
@@ -168,7 +165,7 @@ def test_populations(
                 "distance": np.sqrt(np.maximum(squared, 0.0)),
                 "statistic": statistic,
                 "p_value": p_value,
-                "matched_depth": bool(matched),
+                "matched_depth": matched,
             }
         )
     frame = pd.DataFrame(records)
@@ -210,15 +207,10 @@ class _Cells:
         return np.concatenate([self.block[self.members[int(k)]] for k in (i, j)])
 
     def differ_in_depth(self, i: int, j: int, ratio: float = DEPTH_RATIO) -> bool:
-        """Whether median depths differ more than ``ratio``-fold in some block that has cells of both."""
-        totals, members = [self.totals(int(k)) for k in (i, j)], [self.members[int(k)] for k in (i, j)]
-        inside = [np.zeros(len(m), dtype=int) if self.block is None else self.block[m] for m in members]
-        for b in np.intersect1d(inside[0], inside[1]):
-            medians = [float(np.median(t[own == b])) for t, own in zip(totals, inside, strict=True)]
-            # cells without counts cannot be matched: nothing would be left of the others
-            if max(medians) > ratio * min(medians) > 0:
-                return True
-        return False
+        """Whether median depths of two populations differ more than ``ratio``-fold, and by more than chance."""
+        totals = [self.totals(int(k)) for k in (i, j)]
+        codes = np.repeat([0, 1], [len(t) for t in totals])
+        return depths_differ(np.concatenate(totals), codes, self.blocks(i, j), ratio)
 
     def matched(self, i: int, j: int, rng: np.random.Generator) -> np.ndarray:
         """:meth:`both` of counts that are thinned to one distribution of depth, in each block: cells are permuted within these."""
