@@ -272,6 +272,10 @@ TITLES = {
         "Regions of predicted embeddings",
         "Share of held-out embeddings inside the 90 % region of their prediction, by part. `perturbation.py --part calibration`",
     ),
+    "information": (
+        "Information between vectors whose information is known",
+        "300 pairs in 16 dimensions: neighbours in a few coordinates, the estimate, its SD and half the width of its 95 % interval, how often that holds the truth, and mean p-value. `sizes`: nothing but numbers of cells goes together. `information.py`",
+    ),
     "lineage_simulated": (
         "Information and fate of simulated clones",
         "6,000 clones (150,000 cells, 500 genes) with a memory of four values, half of them held out of all training; `ratio` is the estimated information "
