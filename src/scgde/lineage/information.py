@@ -258,6 +258,13 @@ def _estimate(
     return local + remainder.local(np.concatenate([start + o for start, o in zip(starts, orders, strict=True)]))
 
 
+def _orders(groups: list[_Scored], sizes: list[np.ndarray] | None, rng: np.random.Generator) -> list[np.ndarray]:
+    """Permutations of late populations within groups, among similar numbers of cells if these are given."""
+    if sizes is None:
+        return [rng.permutation(len(g.x)) for g in groups]
+    return [_shuffled(size, rng) for size in sizes]
+
+
 def _shuffled(size: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """A permutation that exchanges rows of similar sizes only, in windows that start anew each time."""
     rank = np.lexsort((rng.random(len(size)), size))
@@ -298,7 +305,7 @@ def clone_information(
     n_components
         See :class:`Projection`.
     n_cells
-        Numbers of cells of the late populations, by clone. Embeddings of few cells scatter more: if clones of many early cells have many
+        Numbers of cells of the late populations, by clone (of those that are estimated from). Embeddings of few cells scatter more: if clones of many early cells have many
         late ones, sizes alone are information, and count as such. With this argument late populations are permuted among clones of similar numbers only,
         and what sizes tell is taken away.
     k
@@ -328,7 +335,6 @@ def clone_information(
     if n_components is not None and not 1 <= n_components <= width:
         message = f"n_components={n_components} must be between 1 and {width}, the width of the embeddings."
         raise ValueError(message)
-    size = np.zeros(len(clones)) if n_cells is None else _sizes(n_cells, clones)
     splits = [(own, ~own), (~own, own)] if training is None else [(own, ~own)]
     fewest = min(int(scored.sum()) for _, scored in splits)
     if k >= fewest:
@@ -359,17 +365,8 @@ def clone_information(
     counts = groups[0].method == "normal" or excess >= SIGNIFICANT * spread
     remainder = beside if counts else None
     local = _estimate(groups, remainder)
-    sizes = [size[scored] for _, scored in splits]
-    null = np.array(
-        [
-            _estimate(
-                groups,
-                remainder,
-                [_shuffled(s, rng) if n_cells is not None else rng.permutation(len(s)) for s in sizes],
-            ).mean()
-            for _ in range(n_permutations)
-        ]
-    )
+    sizes = None if n_cells is None else [_sizes(n_cells, clones[scored]) for _, scored in splits]
+    null = np.array([_estimate(groups, remainder, _orders(groups, sizes, rng)).mean() for _ in range(n_permutations)])
     raw = float(local.mean())
     bits = raw - float(null.mean())
     # local information of normal vectors already varies twice as much as estimates of independent ones do
@@ -397,7 +394,7 @@ def _sizes(n_cells: pd.Series, clones: pd.Index) -> np.ndarray:
         raise TypeError(message)
     sizes = n_cells.reindex(clones).to_numpy(dtype=np.float64)
     if not np.isfinite(sizes).all():
-        message = f"n_cells has no number for the clones {list(clones[~np.isfinite(sizes)][:5])}; give that of every late population."
+        message = f"n_cells has no number for the clones {list(clones[~np.isfinite(sizes)][:5])}; give that of every late population that is estimated from."
         raise ValueError(message)
     return sizes
 
