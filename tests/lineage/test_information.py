@@ -173,12 +173,24 @@ class TestSeveralDimensions:
         early, late = self.frames(*gaussian(300, 4, 0.7, seed=1), seed=1)
         size = pd.Series(np.random.default_rng(0).geometric(0.2, 300), early.index)
         plain, given = (clone_information(early, late, n_permutations=20, n_cells=s).bits for s in (None, size))
-        assert given == pytest.approx(plain, abs=0.15)
+        assert given == pytest.approx(plain, abs=0.1)
+
+    def test_equal_numbers_of_cells_take_nothing(self):
+        rng = np.random.default_rng(0)
+        classes = rng.integers(8, size=120)
+        x, y = (8 * np.eye(8)[classes] + rng.normal(size=(120, 8)) for _ in range(2))
+        early, late = self.frames(x, y)
+        plain, given = (
+            clone_information(early, late, n_permutations=40, n_cells=s).bits for s in (None, pd.Series(5, early.index))
+        )
+        assert given == pytest.approx(plain, rel=0.04)
 
     def test_numbers_of_cells_that_cannot_be(self):
         early, late = self.frames(*gaussian(60, 2, 0.7))
         with pytest.raises(ValueError, match=r"n_cells has no number for the clones \['clone_59'\]"):
             clone_information(early, late, n_cells=pd.Series(3, early.index[:-1]))
+        with pytest.raises(ValueError, match=r"several entries for the clones \['clone_0'\]"):
+            clone_information(early, late, n_cells=pd.Series(3, ["clone_0", *early.index]))
         with pytest.raises(TypeError, match="n_cells is a ndarray and must be a Series"):
             clone_information(early, late, n_cells=np.full(60, 3))
 

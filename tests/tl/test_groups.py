@@ -452,6 +452,9 @@ def test_groups_that_follow_from_numbers_of_training(study):
         _warn_of_training(model, "condition", obs)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        obs = obs.assign(constant=0.1, absent=np.nan)
+        model = SimpleNamespace(registry_={"setup_args": {"continuous_covariate_keys": ["constant", "absent"]}})
+        _warn_of_training(model, "condition", obs)
         _warn_of_training(
             SimpleNamespace(registry_={"setup_args": {"continuous_covariate_keys": ["age"]}}), "condition", obs
         )

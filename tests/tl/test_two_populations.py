@@ -185,14 +185,19 @@ def test_depths_that_differ_by_chance_alone_are_left_alone():
     for n_blocks, cells in ((1, (20, 40)), (1, (300, 300)), (20, (2, 30)), (3, (30, 60))):
         assert share(1.0, n_blocks, cells) < 0.15
         assert share(3.0, n_blocks, cells) > 0.95
+    draws = [np.exp(rng.normal(7, 0.5, 240)) for _ in range(200)]
+    assert np.mean([depths_differ(total, np.arange(240) % 8, None) for total in draws]) < 0.15
+    # a few empty cells hide nothing
+    codes, empty = np.arange(240) % 2, np.arange(240) % 20 < 2
+    assert np.mean([depths_differ(np.where(empty, 0, t * (1 + codes)), codes, None) for t in draws]) > 0.95
     assert share(1.05, 1, (100_000, 100_000)) == 0
     # one block of which differs, or all a little
     total = np.exp(rng.normal(7, 0.5, 800))
     codes, block = np.tile([0, 1], 400), np.repeat(np.arange(4), 200)
     assert depths_differ(np.where((block == 2) & (codes == 1), 2 * total, total), codes, block)
     assert depths_differ(np.where(codes == 1, 1.25 * total, total), codes, block)
-    # three groups, one of them alone in its block
-    assert not depths_differ(total, np.where(block == 3, 2, 0), block)
+    # groups that share no block
+    assert not depths_differ(np.where(block == 3, 3 * total, total), np.where(block == 3, 2, 0), block)
 
 
 def test_arguments_of_a_test_are_checked(trained):

@@ -265,11 +265,25 @@ def _orders(groups: list[_Scored], sizes: list[np.ndarray] | None, rng: np.rando
     return [_shuffled(size, rng) for size in sizes]
 
 
+def _of_chance(
+    groups: list[_Scored], remainder: NormalDependence | None, sizes: list[np.ndarray] | None, rng: np.random.Generator
+) -> float:
+    """Mean local information with late populations permuted."""
+    orders = _orders(groups, sizes, rng)
+    local = _estimate(groups, remainder, orders)
+    if sizes is None:
+        return float(local.mean())
+    # one in ten keeps its own late population, and would count as chance what is information
+    moved = np.concatenate([order != np.arange(len(order)) for order in orders])
+    return float(local[moved].mean())
+
+
 def _shuffled(size: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """A permutation that exchanges rows of similar sizes only, in windows that start anew each time."""
     rank = np.lexsort((rng.random(len(size)), size))
     order = np.empty(len(size), dtype=np.int64)
-    for rows in np.split(rank, np.arange(rng.integers(1, WINDOW + 1), len(size), WINDOW)):
+    half = WINDOW // 2
+    for rows in np.split(rank, np.arange(rng.integers(half, WINDOW + half), len(size) - half + 1, WINDOW)):
         order[rows] = rng.permutation(rows)
     return order
 
@@ -366,7 +380,7 @@ def clone_information(
     remainder = beside if counts else None
     local = _estimate(groups, remainder)
     sizes = None if n_cells is None else [_sizes(n_cells, clones[scored]) for _, scored in splits]
-    null = np.array([_estimate(groups, remainder, _orders(groups, sizes, rng)).mean() for _ in range(n_permutations)])
+    null = np.array([_of_chance(groups, remainder, sizes, rng) for _ in range(n_permutations)])
     raw = float(local.mean())
     bits = raw - float(null.mean())
     # local information of normal vectors already varies twice as much as estimates of independent ones do
@@ -387,12 +401,15 @@ def clone_information(
 
 def _sizes(n_cells: pd.Series, clones: pd.Index) -> np.ndarray:
     """Numbers of cells of clones, ``(clones,)``."""
-    if not isinstance(n_cells, pd.Series) or not n_cells.index.is_unique:
-        message = (
-            f"n_cells is a {type(n_cells).__name__} and must be a Series of numbers with one entry for each clone."
-        )
+    if not isinstance(n_cells, pd.Series):
+        message = f"n_cells is a {type(n_cells).__name__} and must be a Series of numbers by clone."
         raise TypeError(message)
-    sizes = n_cells.reindex(clones).to_numpy(dtype=np.float64)
+    labels = pd.Index([as_label(clone) for clone in n_cells.index])
+    if not labels.is_unique:
+        message = f"n_cells has several entries for the clones {list(labels[labels.duplicated()].unique()[:5])}; give one for each clone."
+        raise ValueError(message)
+    numbers = pd.Series(pd.to_numeric(n_cells, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan), labels)
+    sizes = numbers.reindex([as_label(clone) for clone in clones]).to_numpy()
     if not np.isfinite(sizes).all():
         message = f"n_cells has no number for the clones {list(clones[~np.isfinite(sizes)][:5])}; give that of every late population that is estimated from."
         raise ValueError(message)

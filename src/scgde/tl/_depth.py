@@ -29,6 +29,9 @@ pass is too little for as few cells to be told apart by it."""
 MEDIAN_ERROR = 1.2533
 """Standard error of the median of normal numbers over that of their mean."""
 
+MEDIAN_RESIDUAL = 1.4826
+"""Standard deviation of normal numbers over the median of their absolute residuals."""
+
 
 def depths_differ(total: np.ndarray, codes: np.ndarray, block: np.ndarray | None, ratio: float = DEPTH_RATIO) -> bool:
     """Whether median depths of two groups differ more than ``ratio``-fold and by more than chance, in some block or over all.
@@ -44,6 +47,8 @@ def depths_differ(total: np.ndarray, codes: np.ndarray, block: np.ndarray | None
     """
     block = np.zeros(len(total), dtype=np.int64) if block is None else block
     logs = np.log1p(total)
+    n_groups = len(np.unique(codes))
+    level = LEVEL / max(n_groups * (n_groups - 1) / 2, 1)
     for pair in combinations(np.unique(codes), 2):
         shared = [b for b in np.unique(block) if all(((codes == k) & (block == b)).any() for k in pair)]
         inside = [[(codes == k) & (block == b) for k in pair] for b in shared]
@@ -53,15 +58,19 @@ def depths_differ(total: np.ndarray, codes: np.ndarray, block: np.ndarray | None
             continue
         inside = [both for both, kept in zip(inside, seen, strict=True) if kept]
         size = np.array([[own.sum() for own in both] for both in inside])
-        squares = sum(np.square(logs[own] - np.median(logs[own])).sum() for both in inside for own in both)
+        # by the median of residuals: cells next to empty would hide all others in a mean square
+        residuals = np.concatenate([np.abs(logs[own] - np.median(logs[own])) for both in inside for own in both])
+        residuals = residuals[residuals > 0]  # without those that are medians themselves
         every = logs[np.any([own for both in inside for own in both], axis=0)]
         free = size.sum() - size.size
-        sd = np.sqrt(squares / free) if free > 0 else every.std()
+        sd = every.std()
+        if free > 0 and len(residuals):
+            sd = MEDIAN_RESIDUAL * np.median(residuals) * np.sqrt(size.sum() / free)
         gap = np.log(medians[seen, 0] / medians[seen, 1])
         error = np.maximum(MEDIAN_ERROR * sd * np.sqrt((1 / size).sum(axis=1)), 1e-12)
         weight = error**-2 / (error**-2).sum()
-        of_blocks = norm.isf(LEVEL / 2 / len(gap)) * error
-        overall, of_all = abs(weight @ gap), norm.isf(LEVEL / 2) / np.sqrt((error**-2).sum())
+        of_blocks = norm.isf(level / 2 / len(gap)) * error
+        overall, of_all = abs(weight @ gap), norm.isf(level / 2) / np.sqrt((error**-2).sum())
         least = np.log(ratio)
         if (np.abs(gap) > np.maximum(least, of_blocks)).any() or overall > max(least, of_all):
             return True

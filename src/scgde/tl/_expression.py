@@ -67,7 +67,8 @@ def rank_genes_groups(
     groupby, replicate_key, stratify_by, block_key, adata
         See :func:`scgde.tl.test_groups`.
     reference
-        Group that the others are compared with. By default the first: of categories in their order, the smallest of numbers, or in sorted order.
+        Group that the others are compared with. By default the first of ``groups``; without these the first category, the smallest number, or the
+        first label in sorted order.
     groups
         Groups to compare; all by default.
     n_cells
@@ -110,7 +111,7 @@ def rank_genes_groups(
     labels = [table.labels[k] for k in present]
     keys = {"groupby": groupby, "replicate_key": replicate_key, "stratify_by": stratify_by, "block_key": block_key}
     described = describe_populations(table.obs, codes, labels, keys)
-    every = choose_groups(described, table.obs, groups, groupby)
+    every = choose_groups(described, table.obs.loc[table.codes >= 0], groups, groupby)
     base = every[0] if reference is None else as_label(reference)
     if base not in every:
         message = f"reference={reference!r} is not among the groups; there are {every}."
@@ -278,7 +279,10 @@ def pseudobulk(
     first = np.unique(codes, return_index=True)[1]
     obs = pd.DataFrame({name: column_labels(adata.obs[name]).iloc[first].to_numpy() for _, name in given})
     for name in names:
-        obs[name] = adata.obs[name].iloc[first].array
+        column = adata.obs[name]
+        values = covariate_values(column)
+        # numbers among objects could not be written, and a formula would take them for categories
+        obs[name] = (values if column.dtype == object and values.dtype != object else column).iloc[first].array
     obs.index = pd.Index(["|".join(row) for row in rows], dtype=str)
     if not obs.index.is_unique:
         message = (

@@ -117,7 +117,7 @@ def test_groups(
     ``n_replicates``, ``n_replicates_GROUP``, ``n_blocks``
         Replicates in the test, in all and of each group, and blocks.
     ``matched_cells``, ``matched_depth``
-        Whether cells were left out, and whether counts were thinned since the groups' median depths differ more than 1.1-fold and by more than chance
+        Whether cells were left out, and whether counts were thinned since the groups' median depths differ more than 1.1-fold and by more than chance between cells
         (:func:`scgde.pp.match_depth`), in each block.
     ``distance``, ``distance_low``, ``distance_high``
         Distance between the means of the groups' embeddings, freed of what the variance between replicates adds to it (root mean
@@ -147,7 +147,8 @@ def test_groups(
     Warns
     -----
     UserWarning
-        If blocks are left out, some strata cannot be tested, or no p-value of a test could be below 0.05.
+        If blocks are left out, some strata cannot be tested, no p-value of a test could be below 0.05, or groups follow from a batch or covariate
+        of training.
 
     Examples
     --------
@@ -172,8 +173,9 @@ def test_groups(
         {"groupby": groupby, "replicate_key": replicate_key, "stratify_by": stratify_by, "block_key": block_key},
         names,
     )
-    _warn_of_training(model, groupby, obs)
-    every = choose_groups(described, obs, groups, groupby)
+    assigned = obs.loc[embedding.codes >= 0]
+    _warn_of_training(model, groupby, assigned)
+    every = choose_groups(described, assigned, groups, groupby)
     tests = list(combinations(every, 2)) if pairwise else [tuple(every)]
     strata = [None] if stratify_by is None else sorted(described["stratum"].unique())
     streams = model._randomness(seed)[0].spawn(len(strata) * len(tests))
@@ -258,11 +260,16 @@ def _warn_of_training(model: GDEModel, groupby: str, obs: pd.DataFrame) -> None:
 
 def _follows(group: pd.Series, column: pd.Series, is_continuous: bool) -> bool:
     """Whether a column leaves nothing to tell groups by; of a number, whether nearly all of its variance is between them."""
+    known = column.notna().to_numpy()
+    if not known.any():
+        return False
+    group, column = group[known], column[known]
     if not is_continuous:
         return bool((group.groupby(column.to_numpy()).nunique() <= 1).all())
     values = column.to_numpy(dtype=np.float64)
+    values = values - values[0]  # a constant is zero, and not the rounding of its mean
     between = pd.Series(values).groupby(group.to_numpy()).transform("mean")
-    return bool(values.std() > 0 and between.std(ddof=0) ** 2 >= SHARE_OF_GROUPS * values.std() ** 2)
+    return bool(values.any() and between.std(ddof=0) ** 2 >= SHARE_OF_GROUPS * values.std() ** 2)
 
 
 def _test(

@@ -59,6 +59,10 @@ def population_moments(
     else:
         x = encode_components(model.module, table, cells)
     design = nuisance_design(table, cells)
+    width = table.continuous.shape[1]
+    if width:  # far from zero, covariates would leave more than rounding
+        numbers = design[:, -width:].toarray()
+        design = sp.hstack([design[:, :-width], sp.csr_matrix(numbers - numbers.mean(0))], format="csr")
     left = x - design @ nuisance_effects(design, x)
     mean = sp.csr_matrix((np.ones(len(cells)), (population, np.arange(len(cells)))))
     mean = sp.diags(1 / np.bincount(population)) @ mean

@@ -68,9 +68,9 @@ def covariate_values(column: pd.Series) -> pd.Series:
     """Values of a covariate: numbers, or labels, which those of a categorical column are whatever they look like."""
     if column.dtype == object and pd.api.types.infer_dtype(column) in ("integer", "floating", "mixed-integer-float"):
         column = column.astype(np.float64)  # numbers that were joined with missing values or read as objects
-    if pd.api.types.is_numeric_dtype(column):
-        return column
-    return column_labels(column)
+    if pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column):
+        return column.astype(np.float64) if pd.api.types.is_extension_array_dtype(column) else column
+    return column if column.dtype == bool else column_labels(column)
 
 
 def labels_in_order(column: pd.Series) -> list[str]:
