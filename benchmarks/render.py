@@ -140,7 +140,7 @@ TITLES = {
     ),
     "inference_null": (
         "Populations of one law, in a model that was trained on them",
-        "Populations x cells, all of one law, default training and default calls; `fresh` are as many new cells. Shares of up to 60 pairs of a data set with p at most .05 and .01, "
+        "Populations x cells, all of one law, default training and default calls (p-values of one epoch, which they do not depend on); `fresh` are as many new cells. Shares of up to 60 pairs of a data set with p at most .05 and .01, "
         "and of corrected distances beyond two standard errors; the standard error is over data sets. `inference.py --part null`",
     ),
     "inference_twins": (
