@@ -176,14 +176,18 @@ class TestSeveralDimensions:
         assert given == pytest.approx(plain, abs=0.1)
 
     def test_equal_numbers_of_cells_take_nothing(self):
-        rng = np.random.default_rng(0)
-        classes = rng.integers(8, size=120)
-        x, y = (8 * np.eye(8)[classes] + rng.normal(size=(120, 8)) for _ in range(2))
-        early, late = self.frames(x, y)
-        plain, given = (
-            clone_information(early, late, n_permutations=40, n_cells=s).bits for s in (None, pd.Series(5, early.index))
-        )
-        assert given == pytest.approx(plain, rel=0.04)
+        """One clone in ten keeps its own late population in a permutation, which is no chance."""
+        taken = []
+        for seed in range(3):
+            rng = np.random.default_rng(seed)
+            classes = rng.integers(8, size=60)
+            names = [f"clone_{i}" for i in range(60)]
+            early, late = (pd.DataFrame(8 * np.eye(8)[classes] + rng.normal(size=(60, 8)), names) for _ in range(2))
+            plain, given = (
+                clone_information(early, late, n_permutations=40, n_cells=s).bits for s in (None, pd.Series(5, names))
+            )
+            taken.append(plain - given)
+        assert np.mean(taken) < 0.01
 
     def test_numbers_of_cells_that_cannot_be(self):
         early, late = self.frames(*gaussian(60, 2, 0.7))

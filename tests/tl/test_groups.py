@@ -460,11 +460,15 @@ def test_groups_that_follow_from_numbers_of_training(study):
         )
 
 
-def test_batches_that_are_populations_leave_no_rounding_to_compare(make_cells, quick_model):
+@pytest.mark.parametrize("number", [None, "day"])
+def test_batches_that_are_populations_leave_no_rounding_to_compare(make_cells, quick_model, number):
     """Means less those of batches are zero but for rounding, which must not take part: the order of cells would decide."""
     adata = make_cells(8, (20, 40), design="independent", n_genes=40)
     adata.obs["condition"] = np.where(adata.obs["population"].cat.codes % 2, "a", "b")
-    model = quick_model(adata, {"population_key": "population", "batch_key": "population"})
+    # dates, far from zero for how little they vary
+    adata.obs["day"] = 20200101.0 + np.random.default_rng(0).integers(1230, size=adata.n_obs)
+    setup = {"population_key": "population", "batch_key": "population"}
+    model = quick_model(adata, setup | ({"continuous_covariate_keys": [number]} if number else {}))
     tables = []
     for seed in range(3):
         cells = model.adata[np.random.default_rng(seed).permutation(model.adata.n_obs)].copy()
